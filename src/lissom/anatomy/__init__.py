@@ -1,0 +1,19 @@
+"""Where the parts of a model are."""
+
+from lissom.anatomy.dissect import dissect
+from lissom.anatomy.families import FAMILIES
+from lissom.anatomy.parts import Anatomy, Attention, Block, Ffn, Stack
+from lissom.anatomy.slot import Slot, is_linear, keep_together
+
+__all__ = [
+    "FAMILIES",
+    "Anatomy",
+    "Attention",
+    "Block",
+    "Ffn",
+    "Slot",
+    "Stack",
+    "dissect",
+    "is_linear",
+    "keep_together",
+]
