@@ -1,0 +1,54 @@
+"""How structure changes: edits as plain data, and the editor that applies them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from lissom.edits.depth import KeepLayers, ShareLayers
+from lissom.edits.edit import EDIT_MISFIT, Edit, Record
+from lissom.edits.editor import Editor
+from lissom.edits.linear import Factorize, Pack
+from lissom.edits.width import KeepHeads, KeepNeurons
+from lissom.errors import LissomError, nearest
+
+EDITS: dict[str, type[Edit]] = {
+    edit.__name__: edit for edit in (KeepLayers, ShareLayers, KeepHeads, KeepNeurons, Factorize, Pack)
+}
+"""Name in a stored record -> class. All kinds of structural change there are."""
+
+
+def edit_from_json(value: Any) -> Edit:
+    """An edit from what `Edit.to_json` gave. Reads untrusted files: unknown kinds, fields and types are refused.
+
+    Raises LissomError LSM-452.
+    """
+    kind = value.get("edit") if isinstance(value, dict) else None
+    if not isinstance(kind, str) or kind not in EDITS:
+        raise LissomError(452, f"unknown kind of edit {str(kind)[:40]!r}", remedy=nearest(str(kind), EDITS))
+    fields = {key: one for key, one in value.items() if key != "edit"}
+    adapter = TypeAdapter(EDITS[kind])
+    try:
+        return adapter.validate_json(json.dumps(fields), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, ("edits", kind, *first["loc"])))
+        raise LissomError(452, f"{first['msg']}", place=place) from None
+
+
+__all__ = [
+    "EDITS",
+    "EDIT_MISFIT",
+    "Edit",
+    "Editor",
+    "Factorize",
+    "KeepHeads",
+    "KeepLayers",
+    "KeepNeurons",
+    "Pack",
+    "Record",
+    "ShareLayers",
+    "edit_from_json",
+]

@@ -1,0 +1,88 @@
+"""Edits of linear maps and tables: two thin maps for one, whole numbers for floating point."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from lissom.anatomy import Slot, is_linear
+from lissom.edits.edit import EDIT_MISFIT, Edit
+from lissom.errors import LissomError
+from lissom.nn import Int8Embedding, Int8Linear, LowRankLinear
+
+
+def _linear(model: nn.Module, path: str) -> Slot:
+    try:
+        module = model.get_submodule(path)
+    except AttributeError:
+        module = None
+    if module is None or not is_linear(module):
+        raise LissomError(EDIT_MISFIT, "no linear map stands here", place=path)
+    return Slot(model, path)
+
+
+def _place(slot: Slot) -> tuple[torch.device, torch.dtype]:
+    tensor = next(slot.module.parameters(), None)
+    return (torch.device("cpu"), torch.float32) if tensor is None else (tensor.device, tensor.dtype)
+
+
+def _carry_bias(bias: Tensor | None, into: Tensor | None) -> None:
+    if bias is not None and into is not None and not bias.is_meta:
+        into.data.copy_(bias.detach())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Factorize(Edit):
+    """Put a `LowRankLinear` in the place of linear maps.
+
+    ranks: path of a linear map -> rank. The factors come as tensors `PATH.down.weight` (rank, in) and
+    `PATH.up.weight` (out, rank); the bias is carried over.
+    """
+
+    ranks: dict[str, int]
+
+    def apply(self, model: nn.Module) -> None:
+        """Replace the maps; the factors are not filled in yet."""
+        for path, rank in self.ranks.items():
+            slot = _linear(model, path)
+            if not 1 <= rank <= min(slot.in_features, slot.out_features):
+                limit = min(slot.in_features, slot.out_features)
+                raise LissomError(EDIT_MISFIT, f"rank {rank} is outside 1 to {limit}", place=path)
+            device, dtype = _place(slot)
+            bias = slot.bias
+            module = LowRankLinear(
+                slot.in_features, slot.out_features, rank, bias=bias is not None, device=device, dtype=dtype
+            )
+            _carry_bias(bias, module.bias)
+            module.train(slot.module.training)
+            slot.swap(module)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pack(Edit):
+    """Store linear maps and embedding tables as int8 with one scale a row, and compute with them as such.
+
+    linears, embeddings: module paths. The numbers come as tensors `PATH.weight` (int8) and `PATH.scale` (float32).
+    """
+
+    linears: tuple[str, ...] = ()
+    embeddings: tuple[str, ...] = ()
+
+    def apply(self, model: nn.Module) -> None:
+        """Replace the modules; codes and scales are not filled in yet."""
+        for path in self.linears:
+            slot = _linear(model, path)
+            bias = slot.bias
+            module = Int8Linear(slot.in_features, slot.out_features, bias=bias is not None, device=_place(slot)[0])
+            _carry_bias(bias, module.bias)
+            slot.swap(module)
+        for path in self.embeddings:
+            table = model.get_submodule(path)
+            if not isinstance(table, nn.Embedding):
+                raise LissomError(EDIT_MISFIT, "no embedding table stands here", place=path)
+            packed = Int8Embedding(
+                table.num_embeddings, table.embedding_dim, padding_idx=table.padding_idx, device=table.weight.device
+            )
+            model.set_submodule(path, packed)
