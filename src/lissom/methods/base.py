@@ -1,0 +1,93 @@
+"""What a method is: frozen options, a stage, what it needs, and the two verbs `check` and `apply`."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from lissom.anatomy import Anatomy
+    from lissom.data import Data
+    from lissom.edits import Editor
+
+
+class Stage(enum.IntEnum):
+    """The order in which steps of a recipe must stand. TUNE may stand anywhere before BITS."""
+
+    STUDENT = 10
+    DEPTH = 20
+    WIDTH = 30
+    RANK = 40
+    SHARE = 50
+    DYNAMIC = 60
+    ZEROS = 70
+    BITS = 80
+    TUNE = 0
+
+
+class Need(enum.Enum):
+    """What a method consumes besides the model."""
+
+    CALIBRATION = "calibration"  # texts; labels are not read
+    TRAIN = "train"  # labelled training data
+    TEACHER = "teacher"  # the original model, still whole
+
+
+def _silent(what: str, fraction: float) -> None:
+    """Reports progress to nobody."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Given:
+    """What a method may use. `check` runs before any work, with the same object as `apply`.
+
+    data: splits with normalised columns, or None when the user gave none.
+    tokenizer: the model's tokenizer, or None.
+    teacher: the model before the first step, in eval mode; never edited.
+    work: a folder for checkpoints and caches; it belongs to this run.
+    report: called with a short phrase and the fraction of this step that is done (0 to 1).
+    """
+
+    data: Data | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
+    teacher: PreTrainedModel | None = None
+    seed: int = 0
+    device: str = "cpu"
+    max_length: int = 128
+    work: Path = Path()
+    report: Callable[[str, float], None] = _silent
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """Decides what to change in a model and fills in the numbers.
+
+    A subclass is a frozen, keyword-only dataclass. Its fields are its options: `Annotated[type, Field(...)]` with a
+    default, a range and one line of description; that one declaration feeds validation, YAML, `--help` and the docs.
+    The constructor only stores. `check` complains early and computes nothing. `apply` works, through the editor.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
+
+    name: ClassVar[str]  # as in a recipe; the module has the same name
+    stage: ClassVar[Stage]
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    speed: ClassVar[str]  # one sentence for `plan`: what makes it faster, or that it does not
+    source: ClassVar[str]  # paper, section or equation
+
+    def check(self, anatomy: Anatomy, given: Given) -> None:
+        """Raise `LissomError` when this step cannot work on this model with what is given."""
+
+    @abstractmethod
+    def apply(self, editor: Editor, given: Given) -> None:
+        """Change the model that `editor` holds, in place."""
+
+    def options(self) -> dict[str, Any]:
+        """The resolved options, as plain JSON values."""
+        return dataclasses.asdict(self)
