@@ -1,0 +1,43 @@
+"""The methods by the name that a recipe uses.
+
+`METHODS` reads like a dict of classes; a module is imported when its method is first asked for, so that listing names
+costs nothing. Adding a method is one line here.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import cast
+
+from lissom.methods.base import Given, Method, Need, Stage
+
+__all__ = ["METHODS", "Given", "Method", "Need", "Stage"]
+
+_CLASSES = {
+    "keep_layers": "pruning.keep_layers.KeepLayers",
+    "prune_heads": "pruning.prune_heads.PruneHeads",
+    "prune_neurons": "pruning.prune_neurons.PruneNeurons",
+    "svd": "low_rank.svd.Svd",
+    "share_layers": "weight_sharing.share_layers.ShareLayers",
+    "int8": "quantization.int8.Int8",
+    "tune": "distillation.tune.Tune",
+}
+
+
+class _Methods(Mapping[str, type[Method]]):
+    def __getitem__(self, name: str) -> type[Method]:
+        module, _, kind = _CLASSES[name].rpartition(".")
+        return cast("type[Method]", getattr(importlib.import_module(f"lissom.methods.{module}"), kind))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_CLASSES)
+
+    def __len__(self) -> int:
+        return len(_CLASSES)
+
+    def __contains__(self, name: object) -> bool:
+        return name in _CLASSES
+
+
+METHODS: Mapping[str, type[Method]] = _Methods()
