@@ -30,6 +30,8 @@ class Toy(Method):
 
     name: ClassVar[str] = "toy"
     stage: ClassVar[Stage] = Stage.WIDTH
+    speed: ClassVar[str] = "does not change the speed"
+    source: ClassVar[str] = "none"
 
     ratio: Annotated[float, Field(ge=0, le=1)] = 0.25
     share: Annotated[float, Field(ge=0, lt=1)] = 0.5

@@ -169,7 +169,8 @@ class _Dumper(yaml.SafeDumper):
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     unclear = _plain(text) != text or any(pattern.fullmatch(text) for pattern, _ in _AMBIGUOUS)
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if unclear else None)
+    odd = not text.isprintable()  # PyYAML folds NEL and its like in other styles
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if unclear or odd else None)
 
 
 _Dumper.add_representer(str, _text)
