@@ -9,7 +9,10 @@ from lissom.errors import LissomError, nearest
 # Normalised names that belong together, most specific first, each with the spellings that are found by themselves.
 # The spellings in one row of a group go together: `premise` pairs with `hypothesis`, never with `sentence2`.
 _GROUPS: tuple[tuple[tuple[str, ...], tuple[tuple[str, ...], ...]], ...] = (
-    (("tokens",), (("tokens",), ("words",))),
+    (
+        ("tokens", "tags"),
+        tuple((tokens, tags) for tokens in ("tokens", "words") for tags in ("ner_tags", "tags", "pos_tags")),
+    ),
     (("question", "context", "answers"), (("question", "context", "answers"),)),
     (
         ("text", "text_b"),
@@ -26,7 +29,6 @@ _GROUPS: tuple[tuple[tuple[str, ...], tuple[tuple[str, ...], ...]], ...] = (
     (("text",), (("text",), ("sentence",), ("content",))),
 )
 _LABEL = ("label", "labels")
-_TAGS = ("ner_tags", "tags", "pos_tags")
 NORMALISED = ("text", "text_b", "label", "tokens", "tags", "question", "context", "answers")
 
 
@@ -48,11 +50,10 @@ def map_columns(found: Sequence[str], asked: Mapping[str, str] | None, place: st
         cause = f"no text column among: {', '.join(found)}"
         remedy = 'Name it: columns={"text": ...}, or --text-column.'
         raise LissomError(819, cause, place=place, remedy=remedy)
-    if "answers" not in mapping:
-        role, usual = ("tags", _TAGS) if "tokens" in mapping else ("label", _LABEL)
-        named = asked.get(role) or next((free[one] for one in usual if one in free), None)
+    if "text" in mapping:
+        named = asked.get("label") or next((free[usual] for usual in _LABEL if usual in free), None)
         if named:
-            mapping[role] = named
+            mapping["label"] = named
     stray = [role for role in asked if role not in mapping]
     if stray:
         cause = f'"{stray[0]}" does not go with {", ".join(mapping)}'

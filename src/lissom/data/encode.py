@@ -18,7 +18,6 @@ log = logging.getLogger(__name__)
 
 IGNORED = -100  # a position that no loss and no metric counts
 _ROWS = 1000  # tokenized at a time; the tokenizer's own threads work inside such a batch
-_LARGEST = 1 << 20  # tokenizers without a limit of their own say 1e30
 
 
 def encode(
@@ -32,14 +31,16 @@ def encode(
     - question answering: `start_positions`, `end_positions` of the first answer; 0 where it was cut off or is missing;
     - language modelling: rows are blocks of `max_length` tokens (the last one may be shorter, at least 2) that run
       over the ends of texts, which the end-of-sequence token marks if there is one; `labels` = `input_ids`.
-    max_length: in tokens, special ones counted; longer texts are cut, which is counted in a logged line and in
-        `.info.description` of the result ("12 of 911 texts were cut at 128 tokens").
-    Raises LissomError 824 when max_length is above the tokenizer's limit or leaves no room for a text, 825 when the
-    task needs a fast tokenizer.
+    max_length: in tokens, special ones counted, lowered to the tokenizer's own limit. Longer texts are cut, which is
+        counted in a logged line and in `.info.description` of the result ("12 of 911 texts were cut at 128 tokens").
+    Raises LissomError 809 without rows, 824 when max_length leaves no room for a text, 825 when the task needs
+    another kind of tokenizer.
     """
     import datasets as hub
 
-    _check(tokenizer, task, max_length)
+    if not len(dataset):
+        raise LissomError(809, "there are no rows to encode")
+    max_length = _checked(dataset, tokenizer, task, max_length)
     if task.kind == "language_modelling":
         return _blocks(dataset, tokenizer, max_length)
     make = {"tagging": _tagged, "question_answering": _answered}.get(task.kind, _labelled)
@@ -55,15 +56,18 @@ def encode(
     return encoded
 
 
-def _check(tokenizer: PreTrainedTokenizerBase, task: Task, max_length: int) -> None:
-    limit = min(tokenizer.model_max_length, _LARGEST)
-    special = tokenizer.num_special_tokens_to_add(pair=task.kind == "question_answering")
-    if not special + 2 <= max_length <= limit:
-        cause = f"max_length {max_length} is outside {special + 2} to {int(limit)}, what this tokenizer allows"
+def _checked(dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, task: Task, max_length: int) -> int:
+    """The length to cut at."""
+    pair = not {"text_b", "context"}.isdisjoint(dataset.column_names)
+    running = task.kind == "language_modelling"
+    least = 2 if running else tokenizer.num_special_tokens_to_add(pair=pair) + 1 + pair
+    if max_length < least:
+        cause = f"max_length {max_length} leaves no room for a text; this tokenizer needs {least} or more"
         raise LissomError(824, cause)
     if task.kind in ("tagging", "question_answering") and not tokenizer.is_fast:
         cause = f"{task.kind} needs a fast tokenizer, and {type(tokenizer).__name__} is none"
         raise LissomError(825, cause, remedy="Use the model's tokenizer.json.")
+    return min(max_length, tokenizer.model_max_length)  # which is 1e30 where the tokenizer has no limit
 
 
 def _cut(encoded: BatchEncoding, tokenizer: PreTrainedTokenizerBase, max_length: int) -> int:

@@ -65,7 +65,7 @@ def index_labels(
     Raises LissomError 813 when the values are no set of classes, 820 when they do not fit the model's.
     """
     values = set(values)
-    indices = all(isinstance(value, int) for value in values)
+    indices = all(not isinstance(value, str) and value == int(value) for value in values)
     names = tuple(declared or (model_labels if model_labels and (indices or not is_generic(model_labels)) else ()))
     if not names:
         ordered = _ordered(values)

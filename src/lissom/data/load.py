@@ -135,7 +135,7 @@ def _folder(folder: Path) -> _Source:
     root = folder.resolve()
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        stem = path.name.removesuffix(suffix(path)).lower()
+        stem = path.name.lower().removesuffix(suffix(path))
         if not suffix(path) or stem not in _SPLITS:
             continue
         if not path.resolve().is_relative_to(root):

@@ -65,7 +65,10 @@ def read_table(path: Path) -> Table:
     if not stat.S_ISREG(path.stat().st_mode):
         raise LissomError(804, "is not an ordinary file", place=path.name)
     readers = {".jsonl": _jsonl, ".jsonl.gz": _jsonl, ".csv": _csv, ".parquet": _parquet}
-    table = readers[suffix(path)](path)
+    try:
+        table = readers[suffix(path)](path)
+    except OSError as closed:
+        raise LissomError(804, f"cannot be read: {closed.strerror or closed}", place=path.name) from None
     if not table.rows:
         raise LissomError(809, "holds no rows", place=path.name)
     return table
@@ -74,7 +77,7 @@ def read_table(path: Path) -> Table:
 def read_object(source: datasets.Dataset | Mapping[str, Sequence[Any]], place: str) -> Table:
     """Columns of a `datasets.Dataset` (with the names of its ClassLabel features) or of a dict of lists."""
     if isinstance(source, Mapping):
-        columns = {str(name): list(values) for name, values in source.items()}
+        columns = {str(name): _listed(values, str(name), place) for name, values in source.items()}
         names = {}
     else:
         plain = source.with_format(None)
@@ -87,6 +90,14 @@ def read_object(source: datasets.Dataset | Mapping[str, Sequence[Any]], place: s
     if not count:
         raise LissomError(809, "holds no rows", place=place)
     return Table(place, columns, range(1, count + 1), names)
+
+
+def _listed(values: Any, name: str, place: str) -> list[Any]:
+    if hasattr(values, "tolist"):  # an array, a series: plain numbers, not the array's own kind
+        values = values.tolist()
+    if not isinstance(values, list | tuple):
+        raise LissomError(801, f"is no list of values but {type(values).__name__}", place=f'{place} column "{name}"')
+    return list(values)
 
 
 def parse_json(text: str, place: str) -> Any:

@@ -66,7 +66,8 @@ def labelled_rows(
     for split, table in tables.items():
         splits[split] = _texts(table, mapping, keep.get(split))
         if split in values:
-            splits[split]["label"] = [_at(index, values[split][row], table, row, column, labels) for row in keep[split]]
+            cells = zip(keep[split], map(values[split].__getitem__, keep[split]), strict=True)
+            splits[split]["label"] = _indices(index, cells, labels, table, column)
     _two_classes(tables, splits, column, labels)
     return Rows("classification", labels, splits, tuple(notes))
 
@@ -216,9 +217,9 @@ def _two_classes(
 ) -> None:
     """Nothing can be learned from one class; a small test split may well hold only one."""
     learned = "train" if "train" in splits else next(iter(splits))
-    found = set(splits[learned].get("label", (0, 1)))
+    found = sorted(set(splits[learned].get("label", (0, 1))))
     if len(labels) < 2 or (learned == "train" and len(found) < 2):
-        name = labels[next(iter(found))] if labels else ""
+        name = labels[found[0]]
         place = f'{tables[learned].place} column "{column}"'
         raise LissomError(816, f'all rows have one label, "{name}"', place=place, remedy="Add rows of another class.")
 
@@ -238,7 +239,7 @@ def _tags(table: Table, column: str, tokens: Sequence[Sequence[str]]) -> Iterato
             raise table.fault(815, row, column, f"{len(words)} words have {len(cell)} tags", "Give each word one tag.")
         found: list[Value] = []
         for one in cell:
-            value = None if isinstance(one, list | dict) else plain(one)
+            value = plain(one) if isinstance(one, str | int) else None
             if value is None:
                 raise table.fault(812, row, column, f"{shown(one)} is no tag")
             found.append(value)
