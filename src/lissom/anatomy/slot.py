@@ -40,7 +40,11 @@ def shrink(module: nn.Module, *, out: Tensor | None = None, in_: Tensor | None =
 
     out, in_: 1-D int64 row and column numbers of the dense (out, in) weight; None keeps all.
     """
-    if isinstance(module, LowRankLinear | Int8Linear):
+    if isinstance(module, LowRankLinear):
+        shrink(module.up, out=out)
+        shrink(module.down, in_=in_)
+        return
+    if isinstance(module, Int8Linear):
         module.keep(out=out, in_=in_)
         return
     transposed = _is_transposed(module)

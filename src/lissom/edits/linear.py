@@ -64,7 +64,8 @@ class Factorize(Edit):
 class Pack(Edit):
     """Store linear maps and embedding tables as int8 with one scale a row, and compute with them as such.
 
-    linears, embeddings: module paths. The numbers come as tensors `PATH.weight` (int8) and `PATH.scale` (float32).
+    linears, embeddings: module paths. The numbers come as tensors `PATH.weight` (int8) and
+        `PATH.weight_scale` (float32, one a row).
     """
 
     linears: tuple[str, ...] = ()
@@ -80,7 +81,7 @@ class Pack(Edit):
             slot.swap(module)
         for path in self.embeddings:
             table = model.get_submodule(path)
-            if not isinstance(table, nn.Embedding):
+            if type(table) is not nn.Embedding:  # a subclass computes something more
                 raise LissomError(EDIT_MISFIT, "no embedding table stands here", place=path)
             packed = Int8Embedding(
                 table.num_embeddings, table.embedding_dim, padding_idx=table.padding_idx, device=table.weight.device

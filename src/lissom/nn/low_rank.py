@@ -5,11 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lissom.nn.int8 import Int8Linear
+
+
+def _dense(linear: nn.Linear | Int8Linear) -> Tensor:
+    return linear.dense() if isinstance(linear, Int8Linear) else linear.weight
+
 
 class LowRankLinear(nn.Module):
     """Two thin linear maps in the place of one: `down` (rank, in) without bias, then `up` (out, rank) with the bias.
 
-    It computes rank * (in + out) instead of in * out products, so it is faster wherever rank < in*out / (in + out).
+    Either may be packed to int8 later. It computes rank * (in + out) instead of in * out products: fewer wherever
+    rank < in * out / (in + out).
     """
 
     def __init__(
@@ -23,8 +30,8 @@ class LowRankLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.down = nn.Linear(in_features, rank, bias=False, device=device, dtype=dtype)
-        self.up = nn.Linear(rank, out_features, bias=bias, device=device, dtype=dtype)
+        self.down: nn.Linear | Int8Linear = nn.Linear(in_features, rank, bias=False, device=device, dtype=dtype)
+        self.up: nn.Linear | Int8Linear = nn.Linear(rank, out_features, bias=bias, device=device, dtype=dtype)
 
     @property
     def in_features(self) -> int:
@@ -53,19 +60,7 @@ class LowRankLinear(nn.Module):
 
     def dense(self) -> Tensor:
         """The product of the two maps, shape (out, in)."""
-        return self.up.weight @ self.down.weight
-
-    def keep(self, *, out: Tensor | None = None, in_: Tensor | None = None) -> None:
-        """Keep only these outputs and inputs, in place; the rank stays."""
-        if out is not None:
-            self.up.weight = nn.Parameter(self.up.weight.detach()[out].contiguous(), self.up.weight.requires_grad)
-            if self.up.bias is not None:
-                self.up.bias = nn.Parameter(self.up.bias.detach()[out].contiguous(), self.up.bias.requires_grad)
-            self.up.out_features = len(out)
-        if in_ is not None:
-            weight = self.down.weight
-            self.down.weight = nn.Parameter(weight.detach()[:, in_].contiguous(), weight.requires_grad)
-            self.down.in_features = len(in_)
+        return _dense(self.up) @ _dense(self.down)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., in) -> (..., out)."""

@@ -1,0 +1,1 @@
+"""Methods that write one linear map as the product of thin ones."""

@@ -1,0 +1,1 @@
+"""Methods that remove parts for good: layers, attention heads, intermediate neurons."""

@@ -1,0 +1,84 @@
+"""Keep some layers of a stack and drop the others: a shallower model that needs tuning, faster in every runtime.
+
+Sources: Sajjad et al. 2020, "On the effect of dropping layers" (first, last and alternate layers); Sanh et al. 2019,
+"DistilBERT", section 3 (one layer out of two); Men et al. 2024, "ShortGPT", eq. 1 (importance = block influence).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from lissom import edits
+from lissom.anatomy import Anatomy, Stack
+from lissom.edits import Editor
+from lissom.errors import LissomError
+from lissom.methods.base import Given, Method, Stage
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KeepLayers(Method):
+    """Keep `keep` layers: a count, chosen as `by` says, or the numbers of the layers."""
+
+    name: ClassVar[str] = "keep_layers"
+    stage: ClassVar[Stage] = Stage.DEPTH
+    speed: ClassVar[str] = "faster in every runtime, in proportion to the layers dropped"
+    source: ClassVar[str] = "Sajjad et al. 2020; Sanh et al. 2019, section 3; Men et al. 2024, eq. 1"
+
+    keep: Annotated[
+        Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=0)], ...],
+        Field(description="how many layers stay, or their numbers counted from 0"),
+    ]
+    by: Annotated[
+        Literal["first", "last", "every-other", "importance"],
+        Field(description="which layers stay when a count is given; importance needs data"),
+    ] = "every-other"
+    stack: Annotated[str, Field(description="encoder or decoder; may be left out where there is only one")] = ""
+    samples: Annotated[int, Field(ge=1, description="texts that importance is measured on")] = 128
+
+    def check(self, anatomy: Anatomy, given: Given) -> None:
+        """Raises LSM-318 when more layers are asked for than there are, LSM-317 when importance has no data."""
+        layers = len(anatomy.stack(self.stack).order)
+        if isinstance(self.keep, int):
+            if self.keep > layers:
+                raise LissomError(318, f"keep {self.keep} of {layers} layers")
+        elif not self.keep or list(self.keep) != sorted(set(self.keep)) or self.keep[-1] >= layers:
+            raise LissomError(318, f"keep {list(self.keep)} is not an ascending choice of layers 0 to {layers - 1}")
+        if self.by == "importance" and isinstance(self.keep, int) and (given.data is None or given.tokenizer is None):
+            raise LissomError(317, "by: importance looks at texts", remedy="Give --data, or choose by: every-other.")
+
+    def apply(self, editor: Editor, given: Given) -> None:
+        """Drop the layers that are not kept."""
+        stack = editor.anatomy().stack(self.stack)
+        keep = self.keep if isinstance(self.keep, tuple) else self._choose(editor, stack, given)
+        if len(keep) < len(stack.order):
+            editor.apply(edits.KeepLayers(stack=stack.name, keep=keep))
+
+    def _choose(self, editor: Editor, stack: Stack, given: Given) -> tuple[int, ...]:
+        layers, count = len(stack.order), int(self.keep)  # type: ignore[arg-type]  # a tuple never comes here
+        if self.by == "first":
+            return tuple(range(count))
+        if self.by == "last":
+            return tuple(range(layers - count, layers))
+        if self.by == "every-other":
+            return tuple(i * layers // count for i in range(count))
+        return self._most_important(editor, stack, given, count)
+
+    def _most_important(self, editor: Editor, stack: Stack, given: Given, count: int) -> tuple[int, ...]:
+        from lissom.stats.batches import calibration_batches
+        from lissom.stats.importance import block_influence
+
+        if given.data is None or given.tokenizer is None:
+            raise LissomError(317, "by: importance looks at texts", remedy="Give --data.")
+        batches = calibration_batches(
+            given.data,
+            given.tokenizer,
+            samples=self.samples,
+            max_length=given.max_length,
+            seed=given.seed,
+            device=given.device,
+        )
+        influence = block_influence(editor.model, stack, batches)
+        return tuple(sorted(influence.topk(count).indices.tolist()))

@@ -1,0 +1,68 @@
+"""What pruning heads and pruning neurons share: which units stay, given their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lissom.anatomy import Slot
+from lissom.data import Data
+from lissom.edits import Editor
+from lissom.errors import LissomError
+from lissom.methods.base import Given
+from lissom.stats.batches import calibration_batches
+from lissom.stats.importance import first_order
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def choose(scores: Sequence[Tensor], ratio: float, *, across: str) -> tuple[tuple[int, ...], ...]:
+    """The units that stay in each layer: all but the `ratio` with the lowest scores.
+
+    scores: (units,) a layer.  across: "layer" removes the same share of every layer; "model" ranks all layers
+    together, each layer's scores divided by their norm first (Michel et al. 2019, section 2.3). One unit always stays.
+    """
+    if across == "layer":
+        drops = [min(len(one) - 1, int(ratio * len(one) + 0.5)) for one in scores]
+        return tuple(
+            tuple(sorted(one.argsort(stable=True)[drop:].tolist())) for one, drop in zip(scores, drops, strict=True)
+        )
+    scaled = [one / one.norm().clamp_min(1e-12) for one in scores]
+    safe = [int(one.argmax()) for one in scaled]
+    for one, best in zip(scaled, safe, strict=True):
+        one[best] = torch.inf
+    flat = torch.cat(scaled)
+    gone = torch.zeros(len(flat), dtype=torch.bool)
+    spare = len(flat) - len(scaled)
+    gone[flat.argsort(stable=True)[: min(spare, int(ratio * len(flat) + 0.5))]] = True
+    return tuple(
+        tuple((~part).nonzero().flatten().tolist()) for part in torch.split(gone, [len(one) for one in scores])
+    )
+
+
+def first_order_scores(
+    editor: Editor, given: Given, slots: dict[str, tuple[Slot, int]], samples: int
+) -> dict[str, Tensor]:
+    """First-order importance of the units that go into `slots`, on training texts."""
+    data, tokenizer = labelled(given)
+    batches = calibration_batches(
+        data,
+        tokenizer,
+        samples=samples,
+        max_length=given.max_length,
+        seed=given.seed,
+        device=given.device,
+        labelled=True,
+    )
+    return first_order(editor.model, slots, batches)
+
+
+def labelled(given: Given) -> tuple[Data, PreTrainedTokenizerBase]:
+    """The data and the tokenizer that first-order importance needs. Raises LSM-317 when one is missing."""
+    if given.data is None or given.tokenizer is None:
+        raise LissomError(317, "by: first-order needs labelled texts", remedy="Give --data, or choose by: magnitude.")
+    return given.data, given.tokenizer

@@ -1,0 +1,1 @@
+"""Methods that store and compute with few bits."""

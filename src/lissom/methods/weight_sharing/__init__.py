@@ -1,0 +1,1 @@
+"""Methods that let several layers use the same tensors."""

@@ -1,0 +1,102 @@
+"""Importance of attention heads, intermediate neurons and layers.
+
+Magnitude needs the weights only. First order asks how much the loss would change if a part answered zero:
+I = E | sum (x * dL/dx) | over the part's values x, estimated from gradients on labelled texts.
+Sources: Michel et al. 2019, eq. 3 (heads); Molchanov et al. 2017, eq. 8 (neurons); Men et al. 2024, eq. 1 (layers).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from lissom.anatomy import Attention, Ffn, Slot, Stack
+from lissom.errors import LissomError
+
+Batches = Iterable[dict[str, Tensor]]
+
+
+def head_magnitude(attention: Attention) -> Tensor:
+    """L2 norm of all weights of each key/value head with its query heads. Returns (kv_heads,)."""
+    units = attention.kv_heads
+    into = (attention.q, attention.k, attention.v, *attention.extra)
+    rows = [slot.weight.detach().float().reshape(units, -1) for slot in into]
+    columns = attention.o.weight.detach().float().t().reshape(units, -1)
+    return _norms([*rows, columns])
+
+
+def neuron_magnitude(ffn: Ffn) -> Tensor:
+    """L2 norm of all weights of each intermediate neuron. Returns (width,)."""
+    into = (ffn.up,) if ffn.gate is None else (ffn.up, ffn.gate)
+    rows = [slot.weight.detach().float() for slot in into]
+    columns = ffn.down.weight.detach().float().t()
+    return _norms([*rows, columns])
+
+
+def _norms(parts: list[Tensor]) -> Tensor:
+    """L2 norm of each row over all parts."""
+    squares: Tensor = torch.cat(parts, dim=1).square().sum(dim=1)
+    return squares.sqrt()
+
+
+def first_order(model: nn.Module, slots: dict[str, tuple[Slot, int]], batches: Batches) -> dict[str, Tensor]:
+    """First-order importance of what goes into each of `slots`, in units of equal size.
+
+    slots: name -> (slot, number of units its inputs are cut into, side by side).
+    batches: with labels; the model's own loss is used. Dropout is off; the weights are left as they were.
+    Returns name -> (units,), mean over texts. Raises LissomError LSM-902 when the loss is NaN or infinite.
+    """
+    sums = {name: torch.zeros(units) for name, (_, units) in slots.items()}
+    texts = 0
+    model.eval()
+    for number, batch in enumerate(batches):
+        seen: list[tuple[str, Tensor]] = []  # a layer that runs several times stands here as often
+        with torch.enable_grad(), contextlib.ExitStack() as hooks:
+            for name, (slot, _) in slots.items():
+                hooks.callback(slot.module.register_forward_pre_hook(_note(seen, name)).remove)
+            loss = model(**batch).loss
+        if not torch.isfinite(loss):
+            raise LissomError(902, f"the loss is {loss.item()} on calibration batch {number + 1}")
+        gradients = torch.autograd.grad(loss, [x for _, x in seen])
+        rows = batch["input_ids"].shape[0]
+        for (name, x), gradient in zip(seen, gradients, strict=True):
+            share = (x.detach() * gradient).float().reshape(rows, -1, len(sums[name]), x.shape[-1] // len(sums[name]))
+            sums[name] += share.sum(dim=(1, 3)).abs().sum(dim=0).cpu() * rows  # the loss is a mean over rows
+        texts += rows
+    return {name: total / max(texts, 1) for name, total in sums.items()}
+
+
+def block_influence(model: nn.Module, stack: Stack, batches: Batches) -> Tensor:
+    """1 - cosine between what goes into a layer and what comes out, mean over real tokens. Returns (layers,)."""
+    total, tokens = torch.zeros(len(stack.order)), 0
+    for batch in batches:
+        states: list[tuple[Tensor, Tensor]] = []
+        with torch.inference_mode(), contextlib.ExitStack() as hooks:
+            for block in stack.blocks:
+                hooks.callback(model.get_submodule(block.path).register_forward_hook(_in_and_out(states)).remove)
+            model(**batch)
+        mask = batch["attention_mask"].bool()
+        for layer, (before, after) in enumerate(states):
+            cosine = nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)
+            total[layer] += (1 - cosine)[mask].sum().item()
+        tokens += int(mask.sum())
+    return total / max(tokens, 1)
+
+
+def _in_and_out(states: list[tuple[Tensor, Tensor]]) -> Callable[..., None]:
+    def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+        states.append((args[0], output if isinstance(output, Tensor) else output[0]))
+
+    return hook
+
+
+def _note(seen: list[tuple[str, Tensor]], name: str) -> Callable[..., tuple[Tensor, ...]]:
+    def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        x = args[0] if args[0].requires_grad else args[0].detach().requires_grad_()
+        seen.append((name, x))
+        return (x, *args[1:])
+
+    return hook
