@@ -73,23 +73,32 @@ def index_labels(
             cause = f"{len(ordered)} different labels in {rows} rows are no set of classes"
             raise LissomError(813, cause, remedy="Name the label column: columns={...}, or --label-column.")
         names = tuple(str(value) for value in ordered)
-        index: dict[Value, int] = {value: at for at, value in enumerate(ordered)}
+        index = {value: at for at, value in enumerate(ordered)}
     else:
-        by_name = {name.casefold(): at for at, name in enumerate(names)}
-        named: dict[Value, int] = {
-            value: by_name[str(value).casefold()] for value in values if str(value).casefold() in by_name
-        }
-        placed: dict[Value, int] = {
-            value: int(value)
-            for value in values
-            if not isinstance(value, str) and value == int(value) and 0 <= value < len(names)
-        }
-        index = named if len(named) > len(placed) else placed
+        index = _among(values, names)
     if model_labels is None or names == tuple(model_labels):
         return names, index
     order = _order(names, model_labels)
     final = names if is_generic(model_labels) else tuple(model_labels)
     return final, {value: order[at] for value, at in index.items()}
+
+
+def _among(values: set[Value], names: Sequence[str]) -> dict[Value, int]:
+    """The index of each value that is a name, or a number that counts the names from 0.
+
+    Where names are digits themselves ("1" to "5"), numbers are taken in the sense that fits more of them.
+    """
+    by_name = {name.casefold(): at for at, name in enumerate(names)}
+    named: dict[Value, int] = {
+        value: by_name[str(value).casefold()] for value in values if str(value).casefold() in by_name
+    }
+    counted: dict[Value, int] = {
+        value: int(value)
+        for value in values
+        if not isinstance(value, str) and value == int(value) and 0 <= value < len(names)
+    }
+    numbers = sum(not isinstance(value, str) for value in named)
+    return named if numbers > len(counted) else named | counted
 
 
 def _ordered(values: set[Value]) -> list[Value]:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lissom.data.columns import map_columns
-from lissom.data.read import SUFFIXES, Table, parse_json, read_object, read_table, suffix
+from lissom.data.read import SUFFIXES, Table, read_object, read_table, suffix
 from lissom.data.rows import Rows, labelled_rows, question_rows, tagged_rows, text_rows
 from lissom.data.task import WHOLE, Data, Task, digest, metric
 from lissom.errors import LissomError
+from lissom.files import inside, read_json
 
 if TYPE_CHECKING:
     import datasets
@@ -29,7 +30,6 @@ _SPLITS = {
     "test": "test",
     "test_matched": "test",
 }
-_META_BYTES = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,8 @@ def load_data(
     model_labels: the labels of the model that will read the data, in the order of its outputs; labels are brought
         into that order. One label alone means a regression.
     Notes about rows left out and the like are logged as warnings and kept in `Data.notes`.
-    Raises LissomError 801 to 822 for the first fault, with file, row (a line of the file, from 1) and column.
+    Raises LissomError 801 to 823 for the first fault, with file, row (a line of the file, from 1) and column; 402 to
+    422 for a file that cannot or must not be opened.
     """
     found = _gather(source)
     names = dict.fromkeys(name for table in found.tables.values() for name in table.columns)
@@ -101,7 +102,7 @@ def _gather(source: Any) -> _Source:
     if isinstance(source, Mapping):
         whole = not all(isinstance(one, Mapping | datasets.Dataset) for one in source.values())
         splits = {WHOLE: source} if whole else _named(source, "data")
-        return _Source("data", {name: read_object(one, name) for name, one in splits.items()})
+        return _Source("data", {name: read_object(one, "data" if whole else name) for name, one in splits.items()})
     if not isinstance(source, str | Path):
         cause = f"data must be a folder, a file, a datasets object, a dict or a hub id, not {type(source).__name__}"
         raise LissomError(801, cause)
@@ -138,15 +139,11 @@ def _folder(folder: Path) -> _Source:
         stem = path.name.lower().removesuffix(suffix(path))
         if not suffix(path) or stem not in _SPLITS:
             continue
-        if not path.resolve().is_relative_to(root):
-            raise LissomError(
-                804, f"is a link that leaves {folder.name}", place=path.name, remedy="Copy the file here."
-            )
         split = _SPLITS[stem]
         if split in files:
             cause = f"{files[split].name} and {path.name} are both the split {split}"
             raise LissomError(803, cause, place=folder.name, remedy="Leave one of them out.")
-        files[split] = path
+        files[split] = inside(folder, path.name, hard_links=True)
     if not files:
         cause = "no data here"
         remedy = f"Expected train, validation or test as {', '.join(SUFFIXES)}."
@@ -168,13 +165,7 @@ def _meta(path: Path) -> tuple[str, tuple[str, ...] | None]:
     """Name and label names from `meta.json`, as far as it has them."""
     if not path.is_file():
         return "", None
-    if path.is_symlink() or path.stat().st_size > _META_BYTES:
-        raise LissomError(804, "must be an ordinary file of at most 1 MB", place=path.name)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise LissomError(806, "is not UTF-8", place=path.name) from None
-    meta = parse_json(text + "\n", path.name)
+    meta = read_json(inside(path.parent, path.name, hard_links=True), limit_mb=1)
     if not isinstance(meta, dict):
         raise LissomError(822, "is no object with named values", place=path.name)
     name, labels = meta.get("name", ""), meta.get("label_names")

@@ -11,13 +11,14 @@ import dataclasses
 import gzip
 import json
 import math
-import stat
+import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from lissom.errors import LissomError
+from lissom.files import open_file
 
 if TYPE_CHECKING:
     import datasets
@@ -61,14 +62,9 @@ def suffix(path: Path) -> str:
 
 
 def read_table(path: Path) -> Table:
-    """Read one data file. Raises LissomError 804 to 809 when it is unsafe, broken, too large or empty."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise LissomError(804, "is not an ordinary file", place=path.name)
+    """Read one data file. Raises LissomError 805 to 809 when it is broken, too large or empty."""
     readers = {".jsonl": _jsonl, ".jsonl.gz": _jsonl, ".csv": _csv, ".parquet": _parquet}
-    try:
-        table = readers[suffix(path)](path)
-    except OSError as closed:
-        raise LissomError(804, f"cannot be read: {closed.strerror or closed}", place=path.name) from None
+    table = readers[suffix(path)](path)
     if not table.rows:
         raise LissomError(809, "holds no rows", place=path.name)
     return table
@@ -131,9 +127,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Numbers from 1 and decoded lines, each with its line end; only a line feed ends a line."""
-    packed, total = path.stat().st_size, 0
-    with cast("BinaryIO", gzip.open(path)) if path.name.lower().endswith(".gz") else path.open("rb") as stream:
-        number = 0
+    with open_file(path) as file:
+        packed, total, number = os.fstat(file.fileno()).st_size, 0, 0
+        stream = cast("BinaryIO", gzip.GzipFile(fileobj=file)) if path.name.lower().endswith(".gz") else file
         while raw := _readline(stream, path.name):
             number, total = number + 1, total + len(raw)
             if total > MAX_BYTES or total > max(FREE_BYTES, MAX_RATIO * packed):
@@ -227,12 +223,18 @@ def _parquet(path: Path) -> Table:
     columns: dict[str, list[Any]] = {}
     size = 0
     try:
-        with pq.ParquetFile(path) as file:
+        with open_file(path) as raw, pq.ParquetFile(raw) as file:
             header = file.schema_arrow.names
             if len(set(header)) < len(header):
                 raise LissomError(808, f"a column stands twice among {', '.join(header)}", place=path.name)
             names = _parquet_names(file.schema_arrow)
             columns = {name: [] for name in header}
+            claimed = sum(file.metadata.row_group(at).total_byte_size for at in range(file.num_row_groups))
+            if not header or claimed > MAX_BYTES:
+                cause = (
+                    f"claims {len(header)} columns of {claimed >> 20:,} MB in all; at most {MAX_BYTES >> 20:,} are read"
+                )
+                raise LissomError(805, cause, place=path.name)
             for batch in file.iter_batches(batch_size=1024):
                 size += batch.nbytes
                 if size > MAX_BYTES:

@@ -60,7 +60,7 @@ def labelled_rows(
         for split, table in tables.items():
             splits[split] = _texts(table, mapping) | _numbers(table, column, values.get(split))
         return Rows("regression", (), splits)
-    keep, notes = _without_missing(tables, values, column, declared or model_labels)
+    keep, notes = _without_missing(tables, values, column, declared, coded=bool(declared or model_labels))
     every = {value for split, kept in keep.items() for value in map(values[split].__getitem__, kept)}
     labels, index = index_labels(every, sum(map(len, keep.values())), declared, model_labels)
     for split, table in tables.items():
@@ -178,17 +178,22 @@ def _without_missing(
     tables: Mapping[str, Table],
     values: Mapping[str, Sequence[Value]],
     column: str,
-    names: Sequence[str] | None,
+    declared: Sequence[str] | None,
+    *,
+    coded: bool,
 ) -> tuple[dict[str, list[int]], list[str]]:
-    """The rows of each labelled split that have a class, and a note for each split that lost some to -1."""
+    """The rows of each labelled split that have a class, and a note for each split that lost some to -1.
+
+    coded: labels are known to count from 0, so that -1 is no class; else their values tell.
+    """
     rest = {value for found in values.values() for value in found} - {MISSING}
-    coded = bool(names) or (len(rest) > 1 and rest == set(range(len(rest))))  # else -1 is one class among others
+    coded = coded or (len(rest) > 1 and rest == set(range(len(rest))))
     keep, notes = {}, []
     for split, found in values.items():
         keep[split] = [row for row, value in enumerate(found) if value != MISSING or not coded]
         lost = len(found) - len(keep[split])
-        if lost and not names and too_many_missing(lost, len(found)):
-            cause = f"{lost} of {len(found)} labels are -1: a class, or no label?"
+        if lost and not declared and too_many_missing(lost, len(found)):
+            cause = f"{lost} of {len(found)} labels are -1, which may be a class or mean no label"
             remedy = "Name the classes: label_names in meta.json, or texts as labels."
             raise tables[split].fault(813, found.index(MISSING), column, cause, remedy)
         if lost:
@@ -254,13 +259,13 @@ def _answer(table: Table, row: int, column: str, cell: object, context: str) -> 
         texts = [one.get("text") for one in cell]
         starts = [one.get("answer_start", one.get("start")) for one in cell]
     else:
-        raise table.fault(821, row, column, f"{shown(cell)} holds no answers", 'Give {"text": [...], "start": [...]}.')
+        raise table.fault(823, row, column, f"{shown(cell)} holds no answers", 'Give {"text": [...], "start": [...]}.')
     if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
-        raise table.fault(821, row, column, "the lists text and start differ in length, or one is not there")
+        raise table.fault(823, row, column, "the lists text and start differ in length, or one is not there")
     for text, start in zip(texts, starts, strict=True):
         if not isinstance(text, str) or not isinstance(start, int) or not text or start < 0:
-            raise table.fault(821, row, column, f"{shown(text)} at {shown(start)} is no answer")
+            raise table.fault(823, row, column, f"{shown(text)} at {shown(start)} is no answer")
         if context[start : start + len(text)] != text:
             cause = f"the context does not hold {shown(text)} at character {start}"
-            raise table.fault(821, row, column, cause, "Starts count characters from 0.")
+            raise table.fault(823, row, column, cause, "Starts count characters from 0.")
     return {"text": list(texts), "answer_start": list(starts)}
