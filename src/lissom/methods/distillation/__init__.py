@@ -1,0 +1,1 @@
+"""Learning from labels and from the original model."""

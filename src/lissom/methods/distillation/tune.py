@@ -1,0 +1,111 @@
+"""Tune: train the weights that are there, on labels, on the original model's answers, or on both.
+
+    L = sum over `learn` of weight · loss
+
+The structure stays as it is. Each objective, with its formula and source, is a module of `lissom.train.objectives`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
+
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from lissom.data import encode
+from lissom.errors import LissomError
+from lissom.methods.base import Given, Method, Need, Stage
+from lissom.methods.options import build
+from lissom.train.objectives import OBJECTIVES, Objective
+from lissom.train.run import train
+from lissom.train.score import Validation
+
+if TYPE_CHECKING:
+    from lissom.anatomy import Anatomy
+    from lissom.edits import Editor
+
+    Learn = dict[str, Objective]
+else:  # one key an objective, each optional: validation and schema follow the table
+    Learn = TypedDict("Learn", OBJECTIVES, total=False)
+    Learn.__pydantic_config__ = {"extra": "forbid"}
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tune(Method):
+    """Train on the train split; with a validation split the model ends with the weights of its best epoch."""
+
+    name: ClassVar[str] = "tune"
+    stage: ClassVar[Stage] = Stage.TUNE
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.TRAIN})
+    speed: ClassVar[str] = "no faster: it wins back quality that other steps cost"
+    source: ClassVar[str] = "Hinton et al. 2015 for logits, Jiao et al. 2020 for hidden"
+
+    epochs: Annotated[float, Field(gt=0, le=1000, description="passes over the training data")] = 2.0
+    learning_rate: Annotated[float, Field(gt=0, le=1, description="its peak; it falls to zero at the end")] = 5e-5
+    batch_size: Annotated[int, Field(ge=1, le=65536, description="texts a step")] = 32
+    warmup: Annotated[float, Field(ge=0, lt=1, description="share of the steps in which the rate rises")] = 0.1
+    weight_decay: Annotated[float, Field(ge=0, le=1, description="of AdamW, for matrices only")] = 0.01
+    max_steps: Annotated[int | None, Field(ge=1, description="stop after so many steps, whatever epochs says")] = None
+    learn: Annotated[
+        Learn | None,
+        Field(description="objectives with their options; logits where there is a teacher, else task"),
+    ] = None
+
+    def check(self, anatomy: Anatomy, given: Given) -> None:
+        """Raises LSM-318 without a tokenizer or a wanted teacher, 319 when nothing is learnt, 715 for hidden of two stacks."""
+        if given.tokenizer is None:
+            raise LissomError(318, "there is no tokenizer to read the training data with", remedy="Give one.")
+        for name, objective in self._objectives(given).items():
+            if objective.teacher and given.teacher is None:
+                cause = f"{name} learns from a teacher, and there is none"
+                raise LissomError(318, cause, place="learn", remedy="Give one, or learn only the task.")
+            if objective.hidden and len(anatomy.stacks) > 1:
+                cause = f"{name} compares one row of layers, and {anatomy.family} has an encoder and a decoder"
+                raise LissomError(715, cause, place="learn", remedy="Use logits.")
+
+    def apply(self, editor: Editor, given: Given) -> None:
+        """Train `editor.model` in place. Raises LSM-841 without rows, LSM-905 when the loss is NaN or infinite."""
+        if given.data is None or given.tokenizer is None:
+            raise LissomError(318, "there is no data or no tokenizer to train with", remedy="Give both.")
+        task, tokenizer = given.data.task, given.tokenizer
+        pad_id = tokenizer.pad_token_id or 0
+        validate = None
+        if "validation" in given.data.splits:
+            rows = encode(given.data.split("validation"), tokenizer, task, given.max_length)
+            outside = task.labels.index("O") if "O" in task.labels else None
+            validate = Validation(rows=rows.to_list(), metric=task.metric, pad_id=pad_id, outside=outside)
+        done = train(
+            editor.model,
+            encode(given.data.split("train"), tokenizer, task, given.max_length),
+            self._objectives(given),
+            teacher=given.teacher,
+            validate=validate,
+            epochs=self.epochs,
+            max_steps=self.max_steps,
+            learning_rate=self.learning_rate,
+            batch_size=self.batch_size,
+            warmup=self.warmup,
+            weight_decay=self.weight_decay,
+            seed=given.seed,
+            device=given.device,
+            pad_id=pad_id,
+            work=given.work,
+            report=given.report,
+        )
+        log.info("%s", done)
+
+    def _objectives(self, given: Given) -> dict[str, Objective]:
+        """`learn`, validated, with the default filled in."""
+        if self.learn is None:
+            name = "task" if given.teacher is None else "logits"
+            return {name: OBJECTIVES[name]()}
+        if not self.learn:
+            raise LissomError(319, "learn names no objective", place="learn", remedy=f"Known: {', '.join(OBJECTIVES)}.")
+        # plain values come from Python callers; a recipe has objectives here already
+        learn = dataclasses.asdict(self)["learn"]
+        checked = cast("Tune", build(type(self), {"learn": learn}, lambda path: ".".join(map(str, path))))
+        return dict(cast("dict[str, Any]", checked.learn))

@@ -1,0 +1,1 @@
+"""The one tuning engine, on transformers.Trainer: what a model learns from, in `objectives`; the loop, in `engine`."""

@@ -1,0 +1,12 @@
+"""What a student can learn from, by the name that `learn` uses. Adding an objective is a module and a line here."""
+
+from __future__ import annotations
+
+from lissom.train.objectives.base import Answers, Objective
+from lissom.train.objectives.hidden import Hidden
+from lissom.train.objectives.logits import Logits
+from lissom.train.objectives.task import Task
+
+__all__ = ["OBJECTIVES", "Answers", "Objective"]
+
+OBJECTIVES: dict[str, type[Objective]] = {"task": Task, "logits": Logits, "hidden": Hidden}

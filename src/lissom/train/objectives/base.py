@@ -1,0 +1,98 @@
+"""What an objective is: frozen options, and a loss over what student and teacher answered."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from lissom.errors import LissomError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers.utils import ModelOutput
+
+IGNORED = -100  # the label of a position that no loss counts
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What the student, and the teacher if there is one, answered to one padded batch.
+
+    inputs: `input_ids` and `attention_mask` (batch, seq), and the labels, if there are any.
+    student, teacher: logits (batch, classes) or (batch, seq, classes), or start and end logits (batch, seq); with
+        `hidden_states` when an objective asked for them. The student's hold a `loss` when an objective asked for it.
+    next_token: position i answers what stands at i + 1 (causal language models).
+    regression: the logits are numbers, not scores of classes.
+    """
+
+    inputs: Mapping[str, Tensor]
+    student: ModelOutput
+    teacher: ModelOutput | None = None
+    next_token: bool = False
+    regression: bool = False
+
+    @property
+    def taught(self) -> ModelOutput:
+        """The teacher's answers. Raises LSM-318 when there is no teacher."""
+        if self.teacher is None:
+            raise LissomError(318, "there is no teacher to learn from", remedy="Give one, or learn only the task.")
+        return self.teacher
+
+    @property
+    def mask(self) -> Tensor:
+        """(batch, seq), True at real tokens."""
+        mask = self.inputs.get("attention_mask")
+        return (self.inputs["input_ids"] >= 0) if mask is None else mask.bool()
+
+    def scores(self, output: ModelOutput) -> Tensor:
+        """The answers that count, as float32 rows (n, classes).
+
+        A row stands for a text; in token tasks for a labelled token, or for a real one where nothing is labelled; in
+        question answering for a side of the answer (first the starts of all texts), over positions, padding at -1e4.
+        """
+        import torch
+
+        if "start_logits" in output:
+            both = torch.cat([output["start_logits"], output["end_logits"]]).float()
+            return both.masked_fill(~self.mask.repeat(2, 1), -1e4)
+        logits: Tensor = output["logits"]
+        if logits.dim() == 2:
+            return logits.float()
+        labels = self.inputs.get("labels")
+        counted = self.mask if labels is None or labels.dim() == 1 else labels != IGNORED
+        if self.next_token:
+            logits, counted = logits[:, :-1], counted[:, 1:]
+        return logits[counted].float()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objective(ABC):
+    """Something that a student learns from. Its fields are its options, as those of a method."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
+
+    name: ClassVar[str]  # as in `learn`; the module has the same name
+    teacher: ClassVar[bool] = True  # learns from the teacher
+    labels: ClassVar[bool] = False  # learns from labels, through the model's own loss
+    hidden: ClassVar[bool] = False  # reads hidden states
+    source: ClassVar[str]
+
+    weight: Annotated[float, Field(gt=0, description="Factor of this loss in the sum.")] = 1.0
+
+    def begin(self, answers: Answers) -> nn.Module:
+        """Modules that are trained beside the student and thrown away afterwards; by default none.
+
+        answers: to one row, from which widths and depths are read.
+        Raises `LissomError` when this student cannot learn so from this teacher.
+        """
+        from torch import nn
+
+        return nn.Module()
+
+    @abstractmethod
+    def value(self, answers: Answers, beside: nn.Module) -> Tensor:
+        """The loss of the batch, a scalar mean, without `weight`. beside: what `begin` gave."""
