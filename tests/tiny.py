@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import torch
 import transformers
 from transformers import AutoConfig, PreTrainedModel
@@ -153,3 +155,37 @@ def outputs(made: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Ten
 
 def _caches(made: PreTrainedModel) -> bool:
     return bool(getattr(made.config, "use_cache", False)) and made.config.model_type not in {"bert", "electra"}
+
+
+def tokenizer() -> transformers.PreTrainedTokenizerFast:
+    """A word tokenizer over the words w3 to w98, with the special tokens of `config`."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    words = {"[PAD]": 0, "[CLS]": 1, "[SEP]": 2} | {f"w{i}": i for i in range(3, VOCABULARY)}
+    backend = Tokenizer(models.WordLevel(words, unk_token="w3"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        bos_token="[CLS]",
+        eos_token="[SEP]",
+        model_max_length=64,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def texts(count: int, seed: int = 0, words: int = 8) -> list[str]:
+    """Texts of one to `words` words that `tokenizer` knows."""
+    draw = random.Random(seed)
+    return [" ".join(f"w{draw.randrange(3, VOCABULARY)}" for _ in range(draw.randint(1, words))) for _ in range(count)]
+
+
+def labelled_texts(count: int, seed: int = 0) -> dict[str, list[object]]:
+    """Texts with a label that can be learned: the class is the remainder by 3 of the first word's number."""
+    made = texts(count, seed)
+    return {"text": list(made), "label": [int(one.split()[0][1:]) % 3 for one in made]}

@@ -1,0 +1,79 @@
+"""Importance by hand on maps of three numbers, and against what removing really does."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from lissom.anatomy import Slot, dissect
+from lissom.errors import LissomError
+from lissom.stats.importance import block_influence, first_order, head_magnitude, neuron_magnitude
+from tests import tiny
+
+
+class Toy(nn.Module):
+    """loss = sum over rows and tokens of 2 * x1 + 3 * x2, where x goes into `map`."""
+
+    def __init__(self):
+        super().__init__()
+        self.map = nn.Linear(2, 1, bias=False)
+        self.map.weight.data = torch.tensor([[2.0, 3.0]])
+
+    def forward(self, input_ids: torch.Tensor, x: torch.Tensor):
+        return type("Answer", (), {"loss": self.map(x).sum() / len(input_ids)})
+
+
+def test_first_order_by_hand():
+    model = Toy()
+    x = torch.tensor([[[1.0, 2.0], [3.0, -1.0]], [[-1.0, 0.0], [0.0, 1.0]]])  # (rows 2, tokens 2, units 2)
+    batch = {"input_ids": torch.zeros(2, 2), "x": x}
+    # unit 0: |2*1 + 2*3| + |2*-1| = 10; unit 1: |3*2 - 3*1| + |3*1| = 6; means over two texts
+    found = first_order(model, {"map": (Slot(model, "map"), 2)}, [batch])
+    assert found["map"].tolist() == [5.0, 3.0]
+
+
+def test_first_order_stops_at_a_loss_that_is_not_finite():
+    model = Toy()
+    batch = {"input_ids": torch.zeros(1, 1), "x": torch.tensor([[[torch.nan, 0.0]]])}
+    with pytest.raises(LissomError, match=r"LSM-902 the loss is nan on calibration batch 1"):
+        first_order(model, {"map": (Slot(model, "map"), 2)}, [batch])
+
+
+def test_first_order_predicts_the_loss_change_of_a_small_cut():
+    model = tiny.model("bert", "AutoModelForSequenceClassification")
+    batch = {**tiny.batch(model, rows=1), "labels": torch.tensor([1])}
+    ffn = dissect(model).stacks[0].blocks[0].ffn
+    score = first_order(model, {"ffn": (ffn.down, ffn.width)}, [batch])["ffn"]
+    shrunk, step, unit = copy.deepcopy(model), 1e-3, int(score.argmax())
+    with torch.no_grad():
+        dissect(shrunk).stacks[0].blocks[0].ffn.down.weight[:, unit] *= 1 - step
+        change = (shrunk(**batch).loss - model(**batch).loss).abs() / step
+    assert change.item() == pytest.approx(score[unit].item(), rel=0.05)
+
+
+def test_magnitude_by_hand():
+    model = tiny.model("bert")
+    block = dissect(model).stacks[0].blocks[0]
+    with torch.no_grad():
+        for slot in block.slots():
+            slot.weight.zero_()
+        block.ffn.up.weight[2, 0], block.ffn.down.weight[5, 2] = 3.0, 4.0
+        block.attention.q.weight[8, 0], block.attention.o.weight[0, 15] = 6.0, 8.0  # rows 8 to 15 are head 1
+    assert neuron_magnitude(block.ffn).nonzero().tolist() == [[2]]
+    assert neuron_magnitude(block.ffn)[2].item() == pytest.approx(5.0)
+    assert head_magnitude(block.attention).tolist() == pytest.approx([0.0, 10.0, 0.0, 0.0])
+
+
+def test_a_layer_that_changes_nothing_has_no_influence():
+    model = tiny.model("bert")
+    stack = dissect(model).stacks[0]
+    model.encoder.layer[1] = Passing()
+    influence = block_influence(model, stack, [tiny.batch(model)])
+    assert influence[1].item() == pytest.approx(0.0, abs=1e-6)
+    assert influence[0] > 0.01
+
+
+class Passing(nn.Module):
+    def forward(self, hidden: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+        return hidden
