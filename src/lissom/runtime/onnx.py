@@ -1,0 +1,154 @@
+"""The ONNX Runtime engine: an exported folder, without torch and without transformers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from lissom.errors import LissomError, nearest
+from lissom.files import read_json
+from lissom.runtime.runner import Arrays, Runner, embed, usable_length
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+HIDDEN = ("last_hidden_state", "token_embeddings")
+KNOWN_INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids"})
+
+
+class OnnxRunner(Runner):
+    """Runs `onnx/*.onnx` of a folder that also holds tokenizer.json and config.json.
+
+    variant: which graph, by what stands after `model_` in its file name ("quantized", "fp16", ...), or "fp32" for
+        model.onnx itself. None takes the quantized one where there is one, else model.onnx.
+    device: "cpu" or "cuda"; an engine that cannot run there is an error, never a silent fall back to the CPU.
+    threads: of one pass; None takes every core this process may use.  max_length: tokens; None takes the model's.
+    Raises LissomError LSM-731 when onnxruntime is missing, LSM-732 when the device is, LSM-735 when the graph is not
+    there or wants inputs that no tokenizer gives, LSM-471 when onnxruntime cannot read it.
+    """
+
+    name: ClassVar[str] = "onnxruntime"
+    tokens_per_batch: ClassVar[int] = 2048
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        device: str = "cpu",
+        threads: int | None = None,
+        max_length: int | None = None,
+        variant: str | None = None,
+    ) -> None:
+        from tokenizers import Tokenizer
+
+        folder = Path(folder)
+        self.graph = choose_graph(folder, variant)
+        self.threads = threads or usable_cores()
+        self.session = open_session(self.graph, device=device, threads=self.threads)
+        config = read_json(folder / "config.json")
+        reading = folder / "tokenizer_config.json"
+        settings = read_json(reading) if reading.is_file() else {}
+        limit = settings.get("model_max_length")
+        tokenizer = folder / "tokenizer.json"
+        self._types = {one.name: np.int32 if one.type == "tensor(int32)" else np.int64 for one in self._graph_inputs()}
+        super().__init__(
+            tokenizer=Tokenizer.from_file(str(tokenizer)) if tokenizer.is_file() else None,
+            max_length=usable_length(
+                max_length,
+                int(limit) if isinstance(limit, int | float) and limit <= 10**6 else None,
+                config.get("max_position_embeddings"),
+            ),
+            inputs=frozenset(self._types),
+            pad_id=int(config.get("pad_token_id") or 0),
+            labels=_labels(config, self.session),
+            folder=folder,
+            files=tuple(sorted(self.graph.parent.glob(f"{self.graph.name}*"))),  # and its external data
+            truncation_side=settings.get("truncation_side", "right"),
+        )
+
+    def forward(self, batch: Arrays) -> Arrays:
+        """See `Runner.forward`."""
+        feeds = {name: array.astype(self._types[name], copy=False) for name, array in batch.items()}
+        names = [output.name for output in self.session.get_outputs()]
+        outputs = dict(zip(names, self.session.run(names, feeds), strict=True))
+        for name in HIDDEN:
+            if name in outputs and "logits" not in outputs:
+                return {"embeddings": embed(outputs[name].astype(np.float32), batch["attention_mask"])}
+        return {name: array.astype(np.float32, copy=False) for name, array in outputs.items()}
+
+    def _graph_inputs(self) -> list[Any]:
+        found: list[Any] = self.session.get_inputs()
+        unknown = sorted({one.name for one in found} - KNOWN_INPUTS)
+        if unknown:
+            raise LissomError(
+                735,
+                f"the graph reads {', '.join(unknown)}, which no tokenizer gives",
+                place=str(self.graph),
+                remedy="Export the model without a cache.",
+            )
+        return found
+
+
+def choose_graph(folder: Path, variant: str | None) -> Path:
+    """The graph file of `variant`; see `OnnxRunner`."""
+    graphs = {
+        "fp32" if path.stem == "model" else path.stem.removeprefix("model_"): path
+        for path in sorted((folder / "onnx").glob("model*.onnx"))
+    }
+    wanted = [variant] if variant else ["quantized", "fp32", *graphs]
+    for name in wanted:
+        if name in graphs:
+            return graphs[name]
+    raise LissomError(
+        735,
+        f'no graph "{variant}"' if variant else "no graph onnx/model*.onnx",
+        place=str(folder),
+        remedy=nearest(variant or "", graphs) or "Write one with `lissom export`.",
+    )
+
+
+def open_session(graph: Path | bytes, *, device: str = "cpu", threads: int) -> Any:
+    """An onnxruntime session with all graph optimizations, on exactly the device asked for."""
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise LissomError(731, "onnxruntime is not installed", remedy="pip install onnxruntime") from error
+    if device == "auto":
+        device = "cuda" if PROVIDERS["cuda"] in ort.get_available_providers() else "cpu"
+    provider = PROVIDERS.get(device.partition(":")[0])
+    if provider is None or provider not in ort.get_available_providers():
+        raise LissomError(
+            732,
+            f'onnxruntime cannot run on "{device}" here, it has {", ".join(ort.get_available_providers())}',
+            remedy="Use --device cpu, or install onnxruntime-gpu.",
+        )
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3
+    try:
+        session = ort.InferenceSession(str(graph) if isinstance(graph, Path) else graph, options, providers=[provider])
+    except Exception as error:
+        place = str(graph) if isinstance(graph, Path) else ""
+        raise LissomError(471, f"onnxruntime cannot read the graph ({error})", place=place) from error
+    if session.get_providers()[0] != provider:
+        raise LissomError(732, f'onnxruntime left "{device}" for {session.get_providers()[0]}')
+    return session
+
+
+def usable_cores() -> int:
+    """How many cores this process may use, which in a container is fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _labels(config: dict[str, Any], session: Any) -> tuple[str, ...]:
+    """Class names. A config leaves them out when there are two without a name."""
+    if not any("Classification" in str(name) for name in config.get("architectures") or []):
+        return ()
+    names = config.get("id2label")
+    if isinstance(names, dict):
+        return tuple(str(names[number]) for number in sorted(names, key=int))
+    width = session.get_outputs()[0].shape[-1]
+    return tuple(f"LABEL_{number}" for number in range(width if isinstance(width, int) else 2))
