@@ -7,6 +7,7 @@ import csv
 import gzip
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,6 @@ from hypothesis import strategies as st
 
 from lissom.data import Data, Task, load_data, read
 from lissom.errors import LissomError
-
-SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
 
 ROWS = [
     {"text": "a fine film", "label": "positive"},
@@ -517,23 +516,42 @@ def test_faults_of_objects() -> None:
     )
 
 
+class Builder:
+    """What `datasets.load_dataset_builder` gives for a set of Parquet files on the hub."""
+
+    __module__ = "datasets.packaged_modules.parquet.parquet"
+    repo_id = "nyu-mll/glue"
+
+    def download_and_prepare(self) -> None:
+        pass
+
+    def as_dataset(self) -> datasets.DatasetDict:
+        rows = datasets.Dataset.from_dict({"sentence": ["a", "b"], "label": [0, 1], "idx": [0, 1]})
+        return datasets.DatasetDict({"train": rows, "validation": rows, "test": rows, "unsupervised": rows})
+
+
+def test_a_hub_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda path, name: Builder())
+    data = load_data("nyu-mll/glue:cola")
+    assert (list(data.splits), data.task.metric) == (["train", "validation", "test"], "mcc")
+
+
 def test_a_hub_id_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: str, name: str | None) -> None:
         raise FileNotFoundError(f"Couldn't find {path} and {name} in the cache")
 
-    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    monkeypatch.setattr(datasets, "load_dataset_builder", refuse)
     assert fault("nyu-mll/glue:cola") == (
         "LSM-801 nyu-mll/glue:cola: no such file or folder, and the hub does not give it: "
         'Couldn\'t find nyu-mll/glue and cola in the cache. Some sets need a configuration: "nyu-mll/glue:cola".'
     )
 
 
-def test_a_hub_id(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = datasets.Dataset.from_dict({"sentence": ["a", "b"], "label": [0, 1], "idx": [0, 1]})
-    found = datasets.DatasetDict({"train": rows, "validation": rows, "test": rows, "unsupervised": rows})
-    monkeypatch.setattr(datasets, "load_dataset", lambda path, name: found)
-    data = load_data("nyu-mll/glue:cola")
-    assert (list(data.splits), data.task.metric) == (["train", "validation", "test"], "mcc")
+@pytest.mark.parametrize("name", ["csv", "pandas", "imagefolder"])
+def test_a_reader_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train_.csv").write_text("text,label\na,0\nb,1\n")
+    assert fault(name).startswith(f"LSM-801 {name}: no such file or folder, and the hub does not give it: ")
 
 
 # tagging, questions
@@ -632,7 +650,6 @@ def test_validation_of_few_rows() -> None:
 
 
 @pytest.mark.shared
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the developers' data sets are not beside this checkout")
 @pytest.mark.parametrize(
     ("name", "kind", "metric", "labels", "size"),
     [
@@ -647,9 +664,11 @@ def test_validation_of_few_rows() -> None:
         ("wikitext2", "language_modelling", "perplexity", 0, ("test", 62)),
     ],
 )
-def test_real_sets_load(name: str, kind: str, metric: str, labels: int, size: tuple[str, int]) -> None:
+def test_real_sets_load(
+    shared: Callable[[str], Path], name: str, kind: str, metric: str, labels: int, *, size: tuple[str, int]
+) -> None:
     split, rows = size
-    data = load_data(SHARED / name)
+    data = load_data(shared(f"data/{name}"))
     assert (data.name, data.task.kind, data.task.metric, len(data.task.labels)) == (name, kind, metric, labels)
     assert len(data.split(split)) == rows
     assert data.notes == ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ _SPLITS = {
     "test": "test",
     "test_matched": "test",
 }
+_HUB_READERS = ("parquet", "json", "csv", "text", "arrow", "cache")  # the last one reads what was loaded before
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +113,7 @@ def _gather(source: Any) -> _Source:
         return _folder(path)
     if path.exists():
         return _file(path)
-    if isinstance(source, Path) or source.startswith((".", "/", "~")) or suffix(path) or source.count("/") > 1:
+    if isinstance(source, Path) or suffix(path) or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?(:[\w.-]+)?", source):
         raise LissomError(801, "there is no such file or folder", place=str(source))
     return _hub(source)
 
@@ -181,17 +183,23 @@ def _meta(path: Path) -> tuple[str, tuple[str, ...] | None]:
 
 
 def _hub(name: str) -> _Source:
+    """A set of the hub or its cache, by the plain readers of `datasets` only: it has others that run or fetch more."""
     import datasets
 
-    if "://" in name:
-        raise LissomError(801, "addresses are not read", place=name, remedy="Download it, or give a hub id.")
     repository, _, configuration = name.partition(":")
     try:
-        found = datasets.load_dataset(repository, configuration or None)
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as broken:
-        cause = f"no such file or folder, and the hub does not give it: {str(broken).splitlines()[0][:300]}"
+        builder = datasets.load_dataset_builder(repository, configuration or None)
+        kind = type(builder).__module__.rsplit(".", maxsplit=1)[-1]
+        if (
+            builder.repo_id is None or kind not in _HUB_READERS
+        ):  # "csv" is a reader itself, which takes what lies around
+            raise ValueError(f"it is no set of {', '.join(_HUB_READERS[:-1])} files")
+        builder.download_and_prepare()
+        found = builder.as_dataset()
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, datasets.exceptions.DatasetsError) as broken:
+        cause = f"no such file or folder, and the hub does not give it: {(str(broken) or repr(broken)).splitlines()[0]}"
         remedy = 'Some sets need a configuration: "nyu-mll/glue:cola".'
-        raise LissomError(801, cause, place=name, remedy=remedy) from None
+        raise LissomError(801, cause[:400].rstrip("."), place=name, remedy=remedy) from None
     splits = {split: found[split] for split in found if split in _SPLITS} or dict(found)
     return _Source(name, {split: read_object(one, split) for split, one in _named(splits, name).items()})
 
