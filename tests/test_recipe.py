@@ -293,7 +293,7 @@ def test_run_applies_in_order_and_records():
     assert editor.model.calls == [(step, 7) for step in recipe.steps]
     assert [record["name"] for record in records] == ["shallow", "train", "bits"]
     assert records[0]["options"]["ratio"] == 0.25
-    assert records[0]["parameters_before"] == records[0]["parameters_after"] == 9
+    assert records[0]["before"] == records[0]["after"] == 9
     assert heard[0] == ("step 1 of 3: shallow", 0.0)
     assert ("step 2 of 3: train, working", pytest.approx(11 / 22)) in heard
     assert heard[-1] == ("step 3 of 3: bits", 1.0)

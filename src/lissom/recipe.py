@@ -39,8 +39,8 @@ class StepRecord(TypedDict):
     name: str
     options: dict[str, Any]
     seconds: float
-    parameters_before: int
-    parameters_after: int
+    before: int  # parameters
+    after: int
 
 
 class Entry(TypedDict):
@@ -155,8 +155,8 @@ class Recipe:
                     "name": step.name,
                     "options": plain(step),
                     "seconds": time.perf_counter() - start,
-                    "parameters_before": before,
-                    "parameters_after": parameters(editor.model),
+                    "before": before,
+                    "after": parameters(editor.model),
                 }
             )
         return records

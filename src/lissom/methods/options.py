@@ -59,8 +59,8 @@ def build(kind: type[Method], values: Mapping[str, Any], place: Callable[[Path],
 
     values: plain values; true is not a number, text is not a number, a list becomes a tuple.
     place: says where the part of `values` at a path was written.
-    Raises `LissomError` 312 (unknown key), 313 (wrong type, not an allowed value), 314 (out of range), 315 (missing, or
-    not accepted for another reason).
+    Raises `LissomError` 312 (unknown key), 313 (wrong type, not an allowed value), 314 (out of range), 315 (missing, or not
+    accepted for another reason).
     """
     from pydantic import ValidationError
 
@@ -91,6 +91,10 @@ def _explained(
         return LissomError(
             312, f'unknown key "{path[-1]}" in {inside}', place=where, remedy=nearest(str(path[-1]), known)
         )
+    if problem.startswith("missing"):
+        absent = str(first["loc"][-1])
+        says = next((part["properties"][absent].get("description") for part in _schemas(kind, path)), None)
+        return LissomError(315, f"{what} needs {absent}" + (f": {says}" if says else ""), place=where)
     if problem == "literal_error":
         allowed = [str(one) for part in _schemas(kind, path) for one in _allowed(part)]
         known_only = f"{said} is not one of {', '.join(allowed)}"

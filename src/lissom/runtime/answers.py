@@ -14,8 +14,8 @@ from lissom.runtime.runner import Runner, Text
 def answers(runner: Runner, texts: Sequence[Text]) -> list[dict[str, Any]]:
     """One answer a text, in order, as plain values.
 
-    A classifier gives `label` and `score` (softmax, 0 to 1); a regression gives `score`; lists of words give `tags`, one
-    `label` and `score` a word, None for a word that max_length cut off; a model without classes gives `embedding`.
+    A classifier gives `label` and `score` (softmax, 0 to 1); a regression gives `score`; lists of words give `tags`,
+    one `label` and `score` a word, None for a word that max_length cut off; a model without classes gives `embedding`.
     Raises what `Runner.predict` raises.
     """
     outputs = runner.predict(texts)
