@@ -275,6 +275,7 @@ def test_minus_one_where_names_are_declared(tmp_path: Path) -> None:
 def test_a_split_without_labels_still_has_texts() -> None:
     data = load_data({"train": labelled("a", "b"), "test": {"text": ["c"], "label": [None]}})
     assert data.split("test").to_dict() == {"text": ["c"]}
+    assert data.notes == ("test has no labels.",)
     alone = load_data({"text": ["a", "b"], "label": [float("nan"), None]})
     assert (alone.task.kind, alone.notes[-1]) == ("language_modelling", "No split has labels.")
     known = load_data({"text": ["a", "b"]}, model_labels=["x", "y"])
@@ -611,7 +612,7 @@ def test_questions(answers: Any) -> None:
 )
 def test_faults_of_answers(answers: Any, message: str) -> None:
     found = fault({"question": ["what"], "context": ["a b c"], "answers": [answers]})
-    assert found.startswith(f'LSM-823 data row 1, column "answers": {message}')
+    assert found.startswith(f'LSM-827 data row 1, column "answers": {message}')
 
 
 # splits

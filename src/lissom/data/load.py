@@ -57,7 +57,7 @@ def load_data(
     model_labels: the labels of the model that will read the data, in the order of its outputs; labels are brought
         into that order. One label alone means a regression.
     Notes about rows left out and the like are logged as warnings and kept in `Data.notes`.
-    Raises LissomError 801 to 823 for the first fault, with file, row (a line of the file, from 1) and column; 402 to
+    Raises LissomError 801 to 827 for the first fault, with file, row (a line of the file, from 1) and column; 402 to
     422 for a file that cannot or must not be opened.
     """
     found = _gather(source)
@@ -70,7 +70,7 @@ def load_data(
             raise LissomError(818, cause, place=table.place, remedy=f"It has: {', '.join(table.columns)}.")
     rows = _rows(found, mapping, model_labels)
     splits = {name: _dataset(one) for name, one in rows.splits.items()}
-    notes = (*_notes(found, mapping, names), *rows.notes, *_overlaps(rows.splits))
+    notes = (*_notes(found, mapping, names), *rows.notes, *_unlabelled(rows.splits), *_overlaps(rows.splits))
     for note in notes:
         log.warning("%s: %s", found.name, note)
     return Data(
@@ -212,6 +212,12 @@ def _notes(found: _Source, mapping: Mapping[str, str], names: Mapping[str, None]
     if rest and not {"label", "tags", "answers"} & set(mapping):
         notes.append(f"No label column was found. Columns that were not used: {', '.join(rest)}.")
     return notes
+
+
+def _unlabelled(splits: Mapping[str, Mapping[str, list[Any]]]) -> list[str]:
+    """A note for every split that lacks the labels that another one has; its column may just be misspelt."""
+    labelled = [name for name, columns in splits.items() if not {"label", "tags"}.isdisjoint(columns)]
+    return [f"{name} has no labels." for name in splits if labelled and name not in labelled]
 
 
 def _overlaps(splits: Mapping[str, Mapping[str, list[Any]]]) -> list[str]:
