@@ -39,11 +39,12 @@ def dissect(model: nn.Module) -> Anatomy:
     stacks = tuple(stack for record in family.stacks if (stack := _stack(model, base, record)) is not None)
     inside = tuple(f"{block.path}." for stack in stacks for block in stack.blocks)
     outside = [(name, module) for name, module in _modules(model) if not name.startswith(inside)]
+    ignored = tuple(ending for ending, _ in family.ignored)
     return Anatomy(
         family=family.name,
         model=model,
         stacks=stacks,
-        embeddings=tuple(name for name, module in outside if _is_embedding(module)),
+        embeddings=tuple(name for name, module in outside if _is_embedding(module) and not name.endswith(ignored)),
         head=tuple(Slot(model, name) for name, module in outside if is_linear(module)),
     )
 

@@ -74,7 +74,7 @@ class StackRecord:
 class Family:
     """A family of architectures. types: the `model_type`s of transformers that it covers.
 
-    ignored: modules with a 2-D weight that no slot reaches, by the end of their path, and why.
+    ignored: modules with a 2-D weight that is neither a slot nor looked up by id, by the end of their path, and why.
     """
 
     name: str
@@ -97,6 +97,8 @@ def _bert_attention(path: str) -> AttentionRecord:
 
 
 _BERT_FFN = FfnRecord(up="intermediate.dense", down="output.dense")
+
+_HEAD_BIAS = ("relative_attention_bias", "one column a head, cut together with the heads")
 
 _BERT = Family(
     name="bert",
@@ -180,6 +182,7 @@ _MPNET = Family(
             ffn=(_BERT_FFN,),
         ),
     ),
+    ignored=(_HEAD_BIAS,),
 )
 
 _DEBERTA = Family(
@@ -203,6 +206,7 @@ _DEBERTA = Family(
             ffn=(_BERT_FFN,),
         ),
     ),
+    ignored=(("rel_embeddings", "read as a whole, not looked up"),),
 )
 
 _MODERNBERT = Family(
@@ -259,7 +263,7 @@ _T5 = Family(
         _t5_stack("encoder", 1, cross=None, depth_key="num_layers"),
         _t5_stack("decoder", 2, cross=_t5_attention("layer.1.EncDecAttention"), depth_key="num_decoder_layers"),
     ),
-    ignored=(("relative_attention_bias", "one column a head, cut together with the heads"),),
+    ignored=(_HEAD_BIAS,),
 )
 
 

@@ -89,7 +89,8 @@ class Stack:
 class Anatomy:
     """Where the parts of a model are.
 
-    embeddings: paths of all embedding tables.  head: the linear maps outside the blocks (pooler, classifier, ...).
+    embeddings: paths of the tables that are looked up by token, position or type.
+    head: the linear maps outside the blocks (pooler, classifier, ...).
     """
 
     family: str

@@ -32,9 +32,11 @@ def edit_from_json(value: Any) -> Edit:
     adapter = TypeAdapter(EDITS[kind])
     try:
         return adapter.validate_json(json.dumps(fields), strict=True)
+    except RecursionError:
+        raise LissomError(452, "the values are nested too deeply", place=f"edits.{kind}") from None
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, ("edits", kind, *first["loc"])))
+        place = ".".join(str(one)[:40] for one in ("edits", kind, *first["loc"]))
         raise LissomError(452, f"{first['msg']}", place=place) from None
 
 

@@ -116,12 +116,18 @@ class ShareLayers(Edit):
             )
         self.settle(model)
 
-    def settle(self, model: nn.Module) -> None:
-        """Point every sharing block at the tensors of its source."""
-        blocks = dissect(model).stack(self.stack).blocks
-        for block, source in zip(blocks, self.source, strict=True):
+    def settle(self, model: nn.Module, later: tuple[Edit, ...] = ()) -> None:
+        """Point every sharing block at the tensors of its source, or of the first sharer where the source is gone."""
+        anatomy = dissect(model)
+        stack = anatomy.stack(self.stack)
+        sources = self.source
+        for edit in later:
+            if isinstance(edit, KeepLayers) and anatomy.stack(edit.stack) is stack and len(sources) > 1:
+                roots = [sources[i] for i in edit.keep]
+                sources = tuple(map(roots.index, roots))
+        for block, source in zip(stack.blocks, sources, strict=True):
             if block.index != source:
-                share(model.get_submodule(blocks[source].path), model.get_submodule(block.path), block.path)
+                share(model.get_submodule(stack.blocks[source].path), model.get_submodule(block.path), block.path)
 
 
 def share(source: nn.Module, target: nn.Module, place: str) -> None:

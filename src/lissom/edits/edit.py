@@ -24,8 +24,11 @@ class Edit(ABC):
         Raises LissomError LSM-451 if the edit does not fit the model.
         """
 
-    def settle(self, model: nn.Module) -> None:
-        """Restore what later edits or loaded weights may have undone (shared tensors). Called after each of them."""
+    def settle(self, model: nn.Module, later: tuple[Edit, ...] = ()) -> None:
+        """Restore what later edits or loaded weights may have undone (shared tensors). Called after each of them.
+
+        later: the edits that the model carries on top of this one.
+        """
 
     def shape(self) -> Edit:
         """An edit that makes the same shapes on an empty model, in as few words as possible."""

@@ -57,8 +57,9 @@ class Editor:
 
     def settle(self) -> None:
         """Restore shared tensors, after an edit or after weights were filled in."""
-        for edit in self.record.edits:
-            edit.settle(self.model)
+        edits = self.record.edits
+        for index, edit in enumerate(edits):
+            edit.settle(self.model, edits[index + 1 :])
 
     def replace(self, model: PreTrainedModel) -> None:
         """Go on with another model (a student of another kind). It brings its own record."""

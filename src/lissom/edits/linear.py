@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import torch
 from torch import Tensor, nn
 
-from lissom.anatomy import Slot, is_linear
+from lissom.anatomy import Slot, dissect, is_linear
 from lissom.edits.edit import EDIT_MISFIT, Edit
 from lissom.errors import LissomError
 from lissom.nn import Int8Embedding, Int8Linear, LowRankLinear
@@ -24,8 +25,10 @@ def _linear(model: nn.Module, path: str) -> Slot:
 
 
 def _place(slot: Slot) -> tuple[torch.device, torch.dtype]:
-    tensor = next(slot.module.parameters(), None)
-    return (torch.device("cpu"), torch.float32) if tensor is None else (tensor.device, tensor.dtype)
+    """Where a linear map is and in which floating dtype it answers; a packed one has buffers only."""
+    tensor = next(itertools.chain(slot.module.parameters(), slot.module.buffers()))
+    packed = (one.dtype for one in slot.module.modules() if isinstance(one, Int8Linear))
+    return tensor.device, next(packed, tensor.dtype)
 
 
 def _carry_bias(bias: Tensor | None, into: Tensor | None) -> None:
@@ -75,15 +78,18 @@ class Pack(Edit):
         """Replace the modules; codes and scales are not filled in yet."""
         for path in self.linears:
             slot = _linear(model, path)
+            device, dtype = _place(slot)
             bias = slot.bias
-            module = Int8Linear(slot.in_features, slot.out_features, bias=bias is not None, device=_place(slot)[0])
+            module = Int8Linear(slot.in_features, slot.out_features, bias=bias is not None, device=device)
+            module.dtype = dtype
             _carry_bias(bias, module.bias)
             slot.swap(module)
         for path in self.embeddings:
-            table = model.get_submodule(path)
+            table = model.get_submodule(path) if path in dissect(model).embeddings else None
             if type(table) is not nn.Embedding:  # a subclass computes something more
-                raise LissomError(EDIT_MISFIT, "no embedding table stands here", place=path)
+                raise LissomError(EDIT_MISFIT, "no plain embedding table stands here", place=path)
             packed = Int8Embedding(
                 table.num_embeddings, table.embedding_dim, padding_idx=table.padding_idx, device=table.weight.device
             )
+            packed.dtype = table.weight.dtype
             model.set_submodule(path, packed)
