@@ -9,7 +9,7 @@ READINGS = {  # name: (unit, better, reference (value, low, high), result (value
     "keep": ("", "higher", (1.0, None, None), (0.9913, 0.981, 1.002)),
     "label_loyalty": ("", "higher", (1.0, None, None), (0.962, 0.948, 0.974)),
     "size_mb": ("MB", "lower", (90.9, None, None), (18.94, None, None)),
-    "parameters": ("parameters", "lower", (22713216, None, None), (17389824, None, None)),
+    "parameters": ("numbers", "lower", (22713216, None, None), (17389824, None, None)),
     "flops": ("FLOP", "lower", (1356000000, None, None), (678000000, None, None)),
     "latency_ms_p50": ("ms", "lower", (12.31, 12.1, 12.6), (1.82, 1.79, 1.86)),
     "throughput": ("texts/s", "higher", (185.2, 181, 190), (1129.4, 1102, 1160)),

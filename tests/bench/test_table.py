@@ -29,7 +29,7 @@ def test_the_interval_decides_the_digits(value, low, high, text):
 def test_intervals_and_ratios():
     assert interval(1190, 1270) == "1,190 to 1,270"
     assert interval(5, 5) == ""
-    assert [times(value) for value in (0.5, 1, 4.8123, 100, 1234)] == ["0.5×", "1×", "4.81×", "100×", "1,234×"]
+    assert [times(value) for value in (0.5, 1, 4.8123, 100, 1234)] == ["0.5×", "1×", "4.8×", "100×", "1,234×"]
     assert times(6.123, 5.9, 6.3) == "6.1×"
 
 
@@ -43,7 +43,7 @@ def test_the_table_of_two():
     header, body = table(pair(), "original")
     assert header == ["", "better", "original", "result", "change"]
     assert body == [
-        ["Accuracy", "↑", "0.921 (0.902 to 0.938)", "0.913 (0.893 to 0.931)", "−0.008"],
+        ["Accuracy", "↑", "0.921 (0.902 to 0.938)", "0.913 (0.893 to 0.931)", "no difference shown"],
         ["Quality kept", "↑", "1", "0.991 (0.981 to 1.002)", ""],
         ["Label loyalty", "↑", "1", "0.962 (0.948 to 0.974)", ""],
         ["Size, MB", "↓", "90.9", "18.94", "4.8× smaller"],
@@ -78,9 +78,9 @@ def test_paired_ratios_count_only_against_their_own_reference():
 def test_a_missing_value_says_why():
     rows = [row(), row("result", readings=[reading("energy_j", None, unit="J", better="lower", how="no counter here")])]
     by_name = {line.name: line for line in lines(rows, "original")}
-    assert by_name["energy_j"].label == "Energy j"
+    assert by_name["energy_j"].label == "Energy"
     assert [cell.value for cell in by_name["energy_j"].cells] == ["-", "-"]
-    assert "Energy j, result: no counter here" in reasons(rows)
+    assert "Energy, result: no counter here" in reasons(rows)
     assert "Accuracy, result: not among its readings" in reasons(rows)
 
 
@@ -111,4 +111,4 @@ def test_markdown_shows_text_literally():
 
 def test_markdown_lists_what_was_not_measured():
     text = markdown([row(readings=[reading("energy_j", None, how="no counter")])])
-    assert text.endswith("\nNot measured:\n\n- Energy j, original: no counter\n")
+    assert text.endswith("\nNot measured:\n\n- Energy, original: no counter\n")

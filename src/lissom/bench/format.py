@@ -35,16 +35,16 @@ def interval(low: float | None, high: float | None) -> str:
 
 
 def times(value: float, low: float | None = None, high: float | None = None) -> str:
-    """A ratio: three digits at most, fewer where the interval is wide.
+    """A ratio: two decimal places below 2, one below 10, none above; fewer where the interval is wide.
 
-    >>> times(4.8123), times(1), times(12.34, 9, 15), times(123.4)
-    ('4.81×', '1×', '12×', '123×')
+    >>> times(4.8123), times(1), times(1.309), times(12.34), times(1.309, 1.1, 1.5)
+    ('4.8×', '1×', '1.31×', '12×', '1.3×')
     """
+    places = 2 if abs(value) < 2 else 1 if abs(value) < 10 else 0
     if low is not None and high is not None and low != high:
-        return _fixed(value, min(_places(low, high), max(0, 2 - _magnitude(value)))) + "×"
-    places = max(0, 2 - _magnitude(value))
+        return f"{_fixed(value, min(places, _places(low, high)))}×"
     digits = _fixed(value, places)
-    return (digits.rstrip("0").rstrip(".") if places else digits) + "×"
+    return f"{digits.rstrip('0').rstrip('.') if places else digits}×"
 
 
 def clean(text: str, *, keep_lines: bool = False) -> str:

@@ -6,7 +6,20 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lissom.bench.comparison import QUALITY, Ratio, Reading, Row, find, latest, names, ratio, speedup
+from lissom.bench.comparison import (
+    QUALITY,
+    Ratio,
+    Reading,
+    Row,
+    find,
+    keep,
+    latest,
+    names,
+    quality,
+    ratio,
+    reading,
+    speedup,
+)
 from lissom.bench.format import clean, interval, number, times
 
 if TYPE_CHECKING:
@@ -31,6 +44,9 @@ LABELS = {
     "throughput": "Throughput",
     "peak_memory_mb": "Peak memory",
     "speedup": "Speed-up",
+    "energy_j": "Energy",
+    "carbon_g": "Carbon",
+    "robust_accuracy": "Robust accuracy",
 }
 NO_DIFFERENCE = "no difference shown"
 _ARROWS = {"higher": "↑", "lower": "↓", "none": ""}
@@ -43,7 +59,14 @@ _WORDS = {  # above and below the reference; else more and less
 }
 _COMPARED_ALREADY = ("keep", "speedup", "label_loyalty", "probability_loyalty")
 _SCALES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"))
-_COUNTED = {"": "", "count": "", "parameters": "", "FLOP": "FLOP", "FLOPs": "FLOPs"}  # units that take a prefix
+_COUNTED = {
+    "": "",
+    "count": "",
+    "parameters": "",
+    "numbers": "",
+    "FLOP": "FLOP",
+    "FLOPs": "FLOPs",
+}  # units that take a prefix
 _RATIOS = ("x", "×", "ratio")
 _MARKUP = re.compile(r"([\\`*_\[\]|~])")
 
@@ -127,7 +150,7 @@ def markdown(rows: Sequence[Row], reference: str | None = None) -> str:
 def _line(name: str, rows: Sequence[Row], base: Row | None) -> Line:
     found = [next((one for one in row["readings"] if one["name"] == name), None) for row in rows]
     first = next(one for one in found if one is not None)
-    unit, scale = _scaled(first["unit"], [one["value"] for one in found if one and one["value"] is not None])
+    unit, scale = scaled(first["unit"], [one["value"] for one in found if one and one["value"] is not None])
     cells = []
     for row, one in zip(rows, found, strict=True):
         if one is None or one["value"] is None:
@@ -142,7 +165,7 @@ def _line(name: str, rows: Sequence[Row], base: Row | None) -> Line:
     return Line(name=name, label=label, unit=unit, better=_ARROWS[first["better"]], cells=tuple(cells))
 
 
-def _scaled(unit: str, values: list[float]) -> tuple[str, float]:
+def scaled(unit: str, values: list[float]) -> tuple[str, float]:
     """The unit with the prefix that suits the largest value, and what one of it is worth."""
     if unit in _RATIOS:
         return "", 1.0
@@ -160,8 +183,10 @@ def _change(found: Reading, row: Row, base: Row) -> str:
         return ""
     compared = speedup(row, base) if name == "throughput" else ratio(row, base, name)
     if name in QUALITY:
-        before = next((one["value"] for one in base["readings"] if one["name"] == name), None)
-        return "" if before is None else _signed(found["value"] - before, found)
+        before, judged, kept = reading(base, name), quality(base), keep(row, base)
+        if judged is not None and judged["name"] == name and kept is not None and not kept.shown:
+            return NO_DIFFERENCE
+        return "" if before is None else _signed(found["value"] - before["value"], found)
     return "" if compared is None else in_words(compared, *_WORDS.get(name, ("more", "less")))
 
 
