@@ -1,0 +1,247 @@
+"""Every edit on every layout: the same shapes on an empty model, JSON and back, twice, copied, and still generating."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lissom.anatomy import Anatomy, dissect
+from lissom.edits import (
+    EDITS,
+    Edit,
+    Editor,
+    Factorize,
+    KeepHeads,
+    KeepLayers,
+    KeepNeurons,
+    Pack,
+    Record,
+    ShareLayers,
+    edit_from_json,
+)
+from lissom.nn.int8 import quantize_rows
+from tests import tiny
+from tests.contracts.cases import BARE, Case
+
+Filled = tuple[Edit, dict[str, Tensor]]
+ALL_CUT = tuple(case for case in BARE if not {"num_hidden_groups", "inner_group_num"} & dict(case.changes).keys())
+"""Cases in which layers can be dropped."""
+
+
+def keep_layers(anatomy: Anatomy) -> list[Filled]:
+    return [(KeepLayers(stack=one.name, keep=tuple(range(len(one.order) - 1))), {}) for one in anatomy.stacks]
+
+
+def share_layers(anatomy: Anatomy) -> list[Filled]:
+    return [(ShareLayers(stack=one.name, source=(0,) * len(one.blocks)), {}) for one in anatomy.stacks]
+
+
+def keep_heads(anatomy: Anatomy) -> list[Filled]:
+    """Uneven where the blocks are free, so that a shape can only come from the edit."""
+    made: list[Filled] = []
+    for stack in anatomy.stacks:
+        for cross in (False, True):
+            found = [block.cross if cross else block.attention for block in stack.blocks]
+            if found[0] is None:
+                continue
+            first, last = found[0], found[0].kv_heads - 1
+            heads = tuple((0, last) if i % 2 and not first.tied and last else (last,) for i in range(len(found)))
+            made.append((KeepHeads(stack=stack.name, heads=heads, cross=cross), {}))
+    return made
+
+
+def keep_neurons(anatomy: Anatomy) -> list[Filled]:
+    """Each block loses its first neurons, the deeper ones more."""
+    return [
+        (KeepNeurons(stack=one.name, neurons=tuple(tuple(range(1 + b.index, b.ffn.width)) for b in one.blocks)), {})
+        for one in anatomy.stacks
+    ]
+
+
+def factorize(anatomy: Anatomy) -> list[Filled]:
+    ranks: dict[str, int] = {}
+    tensors: dict[str, Tensor] = {}
+    for slot in anatomy.linears():
+        ranks[slot.path] = min(slot.out_features, slot.in_features)
+        u, s, v = torch.linalg.svd(slot.weight.detach(), full_matrices=False)
+        tensors[f"{slot.path}.up.weight"], tensors[f"{slot.path}.down.weight"] = u * s, v
+    return [(Factorize(ranks=ranks), tensors)]
+
+
+def pack(anatomy: Anatomy) -> list[Filled]:
+    linears = tuple(slot.path for slot in anatomy.linears())
+    plain = [path for path in anatomy.embeddings if type(anatomy.model.get_submodule(path)) is torch.nn.Embedding]
+    weights = {slot.path: slot.weight for slot in anatomy.linears()}
+    tensors: dict[str, Tensor] = {}
+    for path, weight in {**weights, **{path: anatomy.model.get_submodule(path).weight for path in plain}}.items():
+        tensors[f"{path}.weight"], tensors[f"{path}.weight_scale"] = quantize_rows(weight)
+    return [(Pack(linears=linears, embeddings=tuple(plain)), tensors)]
+
+
+MAKERS: dict[str, Callable[[Anatomy], list[Filled]]] = {
+    "KeepLayers": keep_layers,
+    "ShareLayers": share_layers,
+    "KeepHeads": keep_heads,
+    "KeepNeurons": keep_neurons,
+    "Factorize": factorize,
+    "Pack": pack,
+}
+ORDER = ("KeepLayers", "KeepHeads", "KeepNeurons", "Factorize", "Pack")
+
+
+def edit(model: PreTrainedModel, *kinds: str) -> Editor:
+    """Apply these kinds of edits in turn, each made for the model as it then is."""
+    editor = Editor(model)
+    for kind in kinds:
+        for one, tensors in MAKERS[kind](editor.anatomy()):
+            editor.apply(one, tensors)
+    return editor
+
+
+def signature(model: PreTrainedModel) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    return {name: (tuple(value.shape), value.dtype) for name, value in model.state_dict().items()}
+
+
+def empty_twin(model: PreTrainedModel) -> PreTrainedModel:
+    """The model's record replayed on an empty model: from JSON, by shape alone."""
+    record = Record.of(model)
+    config = copy.deepcopy(model.config)
+    for name, value in json.loads(json.dumps(record.restore)).items():
+        setattr(config, name, value)
+    with torch.device("meta"):
+        empty = type(model)(config)
+    edits = [edit_from_json(json.loads(json.dumps(one.shape().to_json()))) for one in record.edits]
+    Editor(empty).replay(Record(edits=tuple(edits)))
+    return empty
+
+
+def cut_cases(kind: str) -> tuple[Case, ...]:
+    return ALL_CUT if kind == "KeepLayers" else BARE
+
+
+KIND_AND_CASE = [pytest.param(kind, case, id=f"{kind}-{case}") for kind in EDITS for case in cut_cases(kind)]
+
+
+def test_every_edit_is_tested() -> None:
+    assert set(MAKERS) == set(EDITS)
+
+
+@pytest.mark.parametrize(("kind", "case"), KIND_AND_CASE)
+def test_an_empty_model_gets_the_same_shapes(kind: str, case: Case) -> None:
+    model = case.model()
+    edit(model, kind)
+    empty = empty_twin(model)
+    assert signature(empty) == signature(model)
+    assert all(value.is_meta for name, value in empty.named_parameters())
+    assert empty.config.to_dict() == model.config.to_dict()
+
+
+@pytest.mark.parametrize("case", ALL_CUT, ids=str)
+def test_all_edits_after_each_other_and_again(case: Case) -> None:
+    """Everything at once, then cut again what is already cut, thin and packed; the twin follows."""
+    model = case.model()
+    edit(model, *ORDER, "KeepNeurons", "KeepHeads")
+    assert torch.isfinite(tiny.outputs(model, case.inputs(model))).all()
+    assert signature(empty_twin(model)) == signature(model)
+
+
+@pytest.mark.parametrize(("kind", "case"), KIND_AND_CASE)
+def test_json_and_back(kind: str, case: Case) -> None:
+    for one, _ in MAKERS[kind](dissect(case.model())):
+        value = json.loads(json.dumps(one.to_json()))
+        assert value["edit"] == kind
+        assert edit_from_json(value) == one
+        assert type(edit_from_json(value)) is type(one)
+
+
+@pytest.mark.parametrize(("kind", "case"), KIND_AND_CASE)
+def test_a_copy_answers_alike_and_keeps_the_record(kind: str, case: Case) -> None:
+    model = case.model()
+    inputs = case.inputs(model)
+    record = edit(model, kind).record
+    twin = copy.deepcopy(model)
+    assert record.edits
+    assert Record.of(twin) == record
+    assert torch.equal(tiny.outputs(twin, inputs), tiny.outputs(model, inputs))
+    edit(twin, "Pack")
+    assert Record.of(model) == record
+
+
+@pytest.mark.parametrize("case", BARE, ids=str)
+def test_factors_of_full_rank_change_nothing(case: Case) -> None:
+    model = case.model()
+    inputs = case.inputs(model)
+    whole = tiny.outputs(model, inputs)
+    edit(model, "Factorize")
+    torch.testing.assert_close(tiny.outputs(model, inputs), whole, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("case", BARE, ids=str)
+def test_packing_stays_near(case: Case) -> None:
+    model = case.model()
+    inputs = case.inputs(model)
+    whole = tiny.outputs(model, inputs)
+    edit(model, "Pack")
+    packed = tiny.outputs(model, inputs)
+    assert not torch.equal(packed, whole)
+    assert torch.nn.functional.cosine_similarity(packed, whole, dim=0) > 0.99
+
+
+@pytest.mark.parametrize("case", BARE, ids=str)
+def test_shared_layers_are_the_same_tensors(case: Case) -> None:
+    model = case.model()
+    before = sum(parameter.numel() for parameter in model.parameters())
+    stacks = dissect(model).stacks
+    edit(model, "ShareLayers")
+    saved = 0
+    for one in (model, copy.deepcopy(model)):
+        saved = 0
+        for stack in stacks:
+            source = dict(one.get_submodule(stack.blocks[0].path).named_parameters())
+            for block in stack.blocks[1:]:
+                for name, parameter in one.get_submodule(block.path).named_parameters():
+                    if name in source:
+                        assert parameter is source[name]
+                        saved += parameter.numel()
+        assert sum(parameter.numel() for parameter in one.parameters()) == before - saved
+    assert (saved > 0) == any(len(stack.blocks) > 1 for stack in stacks)
+
+
+def generating() -> list[Case]:
+    causal = ["gpt2", "opt", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "bart"]
+    masked = ["bert", "roberta", "xlm-roberta", "camembert", "electra"]
+    seq2seq = ["t5", "t5-gated", "bart"]
+    return [
+        *(Case(variant, "AutoModelForCausalLM") for variant in causal),
+        *(Case(variant, "AutoModelForCausalLM", (("is_decoder", True),)) for variant in masked),
+        *(Case(variant, "AutoModelForSeq2SeqLM") for variant in seq2seq),
+    ]
+
+
+def greedy(model: PreTrainedModel, *, use_cache: bool) -> list[int]:
+    prompt = tiny.batch(model, rows=1)["input_ids"]
+    found = model.generate(prompt, max_new_tokens=5, min_new_tokens=5, do_sample=False, use_cache=use_cache)
+    return found[0].tolist()
+
+
+@pytest.mark.parametrize("case", generating(), ids=str)
+def test_generation_with_and_without_a_cache(case: Case) -> None:
+    model = case.model()
+    editor = Editor(model)
+    for stack in editor.anatomy().stacks:
+        editor.apply(KeepLayers(stack=stack.name, keep=tuple(range(1, len(stack.blocks)))))
+    edit(model, "KeepHeads")
+    assert greedy(model, use_cache=True) == greedy(model, use_cache=False)
+
+
+def test_every_generating_head_is_tested() -> None:
+    both = {"AutoModelForCausalLM", "AutoModelForSeq2SeqLM"}
+    assert {(case.variant, case.head) for case in generating()} == {
+        (variant, head) for variant in tiny.CONFIGS for head in tiny.heads(variant) if head in both
+    }
