@@ -26,9 +26,9 @@ Point = dict[str, Any]
 
 AGAINST = ("throughput", "size_mb", "flops")
 _Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
-_WIDTH, _HEIGHT = 260, 220  # of the plot in pixels; labels are placed for this size
+_WIDTH, _HEIGHT = 220, 220  # of the plot in pixels; labels are placed for this size, plots may be wider
 _LETTER = 6.3  # mean width of a letter at 11.5 px
-_LONGEST = 24  # letters of a name beside its point; the whole name is in the tooltip and the table
+_LONGEST = 22  # letters of a name beside its point; the whole name is in the tooltip and the table
 
 
 def charts(rows: Sequence[Row], reference: str | None = None, *, floor: float | None = None) -> dict[str, Spec]:
@@ -226,7 +226,7 @@ def _place_labels(points: list[Point], x: Spec, y: Spec) -> None:
             left = across + dx - (wide if dx < 0 else 0)
             box = (left, down + dy - 6, left + wide, down + dy + 6)
             outside = max(0, -left) + max(0, left + wide - _WIDTH)
-            choices.append((outside + 40 * sum(_overlap(box, other) for other in taken), dx, dy, box))
+            choices.append((outside + 100 * sum(_overlap(box, other) for other in taken), dx, dy, box))
         cost, dx, dy, box = min(choices, key=lambda choice: choice[0])
         if cost and point["standing"] == "beaten":
             point["label"] = ""

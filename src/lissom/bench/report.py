@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from lissom.bench.charts import charts, picture
-from lissom.bench.comparison import Row, find, latest, names, quality
+from lissom.bench.comparison import Reading, Row, find, latest, names, quality
 from lissom.bench.format import clean, number
 from lissom.bench.rows import check_row
 from lissom.bench.table import LABELS, NO_DIFFERENCE, Line, lines
@@ -94,7 +94,7 @@ def _page(
         lines=compared,
         directions=_DIRECTIONS,
         no_difference=NO_DIFFERENCE,
-        charts=[(name, LABELS[name], Markup(picture(spec))) for name, spec in specs.items()],  # noqa: S704 - Vega escapes
+        charts=[(name, LABELS[name], _best(judged, name), Markup(picture(spec))) for name, spec in specs.items()],  # noqa: S704
         quality=LABELS[judged["name"]] if judged else "",
         floor=bool(gate and "floor" in gate),
         steps=steps,
@@ -105,6 +105,12 @@ def _page(
         facts=_facts(shown, called),
     )
     return page
+
+
+def _best(judged: Reading | None, name: str) -> str:
+    """The good corner of a chart."""
+    up = "down" if judged is not None and judged["better"] == "lower" else "up"
+    return f"{up} and {'right' if name == 'throughput' else 'left'}"
 
 
 def _template() -> Any:

@@ -89,13 +89,15 @@ def _times(found: Ratio, above: str, below: str) -> str:
 def _quality(row: Row, base: Row) -> str:
     judged, kept = quality(base), keep(row, base)
     if judged is None or kept is None:
-        return "its quality was not compared"
+        return "was not compared in quality"
     label = LABELS[judged["name"]]
     label = label if label == "F1" else label[0].lower() + label[1:]
     if not kept.shown:
         return f"shows no difference in {label}"
     if kept.value > 1:
         return f"has a better {label}"
+    if judged["better"] == "lower":
+        return f"has a worse {label}"
     return f"keeps {_percent(kept.value, kept.low, kept.high)} of the {label}"
 
 
