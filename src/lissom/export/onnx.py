@@ -1,0 +1,203 @@
+"""ONNX: one graph with dynamic batch and length, in a folder as transformers.js and ONNX Runtime read it.
+
+    config.json  tokenizer files  onnx/model.onnx | onnx/model_quantized.onnx  lissom.json
+
+A model with int8 layers gives `model_quantized.onnx`, which holds the same int8 codes and scales and runs them by
+DynamicQuantizeLinear and MatMulInteger; other models give `model.onnx` in float32. Standard operators of opset 20 only.
+Encoders with any of the usual heads, and decoders as a whole text at once (no cache: for scoring and classifying, not
+for generating). Inputs: `input_ids`, `attention_mask` and what else the tokenizer gives. Outputs: `logits`;
+`start_logits` and `end_logits`; or `last_hidden_state`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import json
+import logging
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lissom.errors import LissomError
+from lissom.export import graph, parity
+from lissom.files import write_json
+from lissom.nn import Int8Embedding, Int8Linear
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_ANSWERS = ("logits", "start_logits", "end_logits", "last_hidden_state")
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+_LARGEST = 2**31  # bytes of one protobuf
+
+
+class Forward(nn.Module):
+    """A transformers model as a plain function from the inputs, by position, to a tuple of its answers.
+
+    inputs, outputs: their names, in order.
+    """
+
+    def __init__(self, model: PreTrainedModel, inputs: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self.inputs = inputs
+        self.outputs: tuple[str, ...] = ()
+        cached = "use_cache" in inspect.signature(model.forward).parameters
+        self._options = {"use_cache": False} if cached else {}
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """tensors: int64 (batch, sequence) each, in the order of `inputs`. Returns those of `outputs`."""
+        found = self.model(**dict(zip(self.inputs, tensors, strict=True)), **self._options, return_dict=True)
+        return tuple(found[name] for name in self.outputs or _ANSWERS if name in found)
+
+    def name_outputs(self, batch: dict[str, Tensor]) -> None:
+        """Find out which answers the model gives. Raises LissomError LSM-741 when it gives none of the known ones."""
+        found = self.model(**batch, **self._options, return_dict=True)
+        self.outputs = tuple(name for name in _ANSWERS if name in found)[:2]
+        if not self.outputs:
+            names = ", ".join(found.keys())
+            raise LissomError(741, f"{type(self.model).__name__} answers {names}, and no runner reads those")
+        if self.outputs[0] == "logits":
+            self.outputs = ("logits",)
+
+
+def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> dict[str, Any]:
+    """Fill `folder` and prove the graph against torch. Returns what the manifest holds about it.
+
+    Raises LissomError LSM-741 to 743 for a model that does not become a graph, LSM-911 to 913 when the check fails.
+    """
+    work = _plain_copy(model)
+    forward = Forward(work, _inputs(work, tokenizer))
+    samples = parity.samples(work.config, forward.inputs)
+    with torch.inference_mode():
+        forward.name_outputs(samples[1])
+    attention = work.config._attn_implementation
+    with _as_eager(work, attention):
+        program = _trace(forward)
+    packed = any(isinstance(module, Int8Linear | Int8Embedding) for module in work.modules())
+    quantized = any(isinstance(module, Int8Linear) for module in work.modules())
+
+    path = folder / "onnx" / ("model_quantized.onnx" if packed else "model.onnx")
+    path.parent.mkdir()
+    path.write_bytes(_graph(program, forward, activations="int8"))
+    unrounded = _graph(program, forward, activations="float") if quantized else None
+    figures = parity.check(path, forward, samples, unrounded)
+    _write_config(model, folder, packed=packed)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    return {"opset": graph.OPSET, "inputs": forward.inputs, "outputs": forward.outputs, "parity": figures}
+
+
+def _plain_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """A float32 copy on the CPU, in eval mode. Raises LissomError for models that cannot become one graph."""
+    if model.config.is_encoder_decoder and model.can_generate():
+        raise LissomError(
+            741,
+            f"{type(model).__name__} generates with an encoder and a decoder, which are not one graph",
+            remedy="Export an encoder, a classifier or a decoder.",
+        )
+    tensors = {id(one): one for one in (*model.parameters(), *model.buffers())}.values()
+    size = sum(one.numel() * (4 if one.is_floating_point() else one.element_size()) for one in tensors)
+    if size >= _LARGEST:
+        raise LissomError(
+            743,
+            f"the graph would take {size / 2**30:.1f} GiB, one ONNX file ends at 2 GiB",
+            remedy="Compress the model first; int8 takes a quarter.",
+        )
+    return copy.deepcopy(model).cpu().float().eval()
+
+
+def _inputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> tuple[str, ...]:
+    read = inspect.signature(model.forward).parameters
+    given = {"input_ids", "attention_mask"} | set(() if tokenizer is None else tokenizer.model_input_names)
+    return tuple(name for name in _INPUTS if name in read and name in given)
+
+
+@contextlib.contextmanager
+def _as_eager(model: PreTrainedModel, attention: str) -> Iterator[None]:
+    """Attention written out, while the model is traced: ONNX Runtime runs that as fast as its own attention operator,
+    and without the guards that torch's fused attention puts around each softmax."""
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(attention)
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without what the exporter tells its own developers."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
+
+
+def _trace(forward: Forward) -> torch.export.ExportedProgram:
+    """The model as a program with free batch and length. Raises LissomError LSM-742 when it cannot be traced so."""
+    batch = parity.batch(forward.model.config, forward.inputs, rows=2, length=9, seed=0)
+    free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    try:
+        with _quietly(), torch.no_grad():
+            return torch.export.export(
+                forward,
+                tuple(batch[name] for name in forward.inputs),
+                dynamic_shapes=((free,) * len(forward.inputs),),
+                strict=False,
+            )
+    except Exception as error:
+        raise _untraceable(forward, error) from error
+
+
+def _graph(program: torch.export.ExportedProgram, forward: Forward, *, activations: graph.Activations) -> bytes:
+    """The program as an ONNX file. activations: "int8" as it ships; "float" leaves those of int8 layers unrounded."""
+    try:
+        with _quietly(), torch.no_grad():
+            made = torch.onnx.export(
+                program,
+                input_names=list(forward.inputs),
+                output_names=list(forward.outputs),
+                opset_version=graph.OPSET,
+                custom_translation_table=graph.translations(activations),
+                optimize=True,
+                dynamo=True,
+                verbose=False,
+            )
+    except Exception as error:
+        raise _untraceable(forward, error) from error
+    assert made is not None
+    return graph.polish(made.model)
+
+
+def _untraceable(forward: Forward, error: Exception) -> LissomError:
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return LissomError(
+        742,
+        f"{type(forward.model).__name__} does not become a graph with free batch and length ({reason[:200]})",
+        remedy="Run it with torch, or export another head of this model.",
+    )
+
+
+def _write_config(model: PreTrainedModel, folder: Path, *, packed: bool) -> None:
+    """config.json as transformers.js reads it; it names the int8 graph, which else only some of its devices look for."""
+    config = copy.deepcopy(model.config)
+    config.architectures = [type(model).__name__]
+    entries = json.loads(config.to_json_string(use_diff=True))
+    entries = {key: value for key, value in entries.items() if not key.startswith("_")}  # such as local paths
+    entries.pop("quantization_config", None)
+    entries["dtype"] = "float32"
+    if packed:
+        entries["transformers.js_config"] = {"dtype": "q8"}
+    write_json(folder / "config.json", entries)

@@ -1,0 +1,224 @@
+"""Proof that an exported graph answers as torch does: the file that ships, in the engine that runs it.
+
+Four batches of random ids with real padding: (1, 1), (1, 7), (3, 16) and (8, up to 128). Answers are compared at real
+tokens. Float32 graphs must agree within 1e-4 + 1e-3 of the value.
+
+Int8 layers round their activations, and a rounding that falls the other way in one place changes what comes after:
+two correct kernels that differ in the last bit of float32 already end up apart (MiniLM-L6, all tokens: cosine 0.997
+between torch's own two, 0.993 between torch and ONNX Runtime). So a graph with int8 layers is proved in two parts. With
+the activations left unrounded, the same traced graph, with the same int8 weights, must agree with torch as closely as
+a float32 graph. And the file that ships may differ from torch's int8 arithmetic by no more than twice what rounding
+the activations changes in torch alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lissom.errors import LissomError
+from lissom.nn import Int8Linear
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from lissom.export.onnx import Forward
+
+ABSOLUTE, RELATIVE = 1e-4, 1e-3
+NOISE = 2.0  # times; independent noise of the same size in both would give 1.4
+_SHAPES = ((1, 1), (1, 7), (3, 16), (8, 128))
+_REMEDY = "Nothing was written. Please report the model type and these numbers."
+
+Answers: TypeAlias = "list[NDArray[np.float32]]"
+
+
+def samples(config: Any, inputs: tuple[str, ...]) -> list[dict[str, Tensor]]:
+    """The batches that every graph is checked with."""
+    text = config.get_text_config()
+    positions = getattr(text, "max_position_embeddings", None) or 128
+    longest = min(128, positions - (text.pad_token_id or 0) - 1)  # some families count positions from the pad id on
+    return [
+        batch(config, inputs, rows=rows, length=min(length, longest), seed=seed)
+        for seed, (rows, length) in enumerate(_SHAPES)
+    ]
+
+
+def batch(config: Any, inputs: tuple[str, ...], *, rows: int, length: int, seed: int) -> dict[str, Tensor]:
+    """Random ids of the vocabulary, the first row full and the others cut at random lengths and padded.
+
+    Returns int64 (rows, length) each.
+    """
+    text = config.get_text_config()
+    generator = torch.Generator().manual_seed(seed)
+    pad = text.pad_token_id
+    ids = torch.randint(text.vocab_size - 1, (rows, length), generator=generator)
+    ids += ids >= (text.vocab_size if pad is None else pad)  # every id but the pad id
+    lengths = torch.randint(1, length + 1, (rows, 1), generator=generator)
+    lengths[0] = length
+    mask = (torch.arange(length) < lengths).long()
+    kinds = min(getattr(text, "type_vocab_size", 0) or 1, 2)
+    made = {
+        "input_ids": torch.where(mask == 1, ids, 0 if pad is None else pad),
+        "attention_mask": mask,
+        "token_type_ids": (torch.arange(length) * 2 // length).expand(rows, length).clamp(max=kinds - 1).contiguous(),
+    }
+    return {name: made[name] for name in inputs}
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """An exported graph in the engine that runs it. file: the file, or its bytes.  place: what errors name."""
+
+    file: Path | bytes
+    place: str
+
+    def answers(self, forward: Forward, given: list[dict[str, Tensor]]) -> list[Answers]:
+        """What it answers to each batch, in the order of `forward.outputs`.
+
+        Raises LissomError LSM-912 when an axis is fixed or does not run, LSM-913 when an output is missing.
+        """
+        from lissom.runtime.onnx import open_session
+
+        session = open_session(self.file, threads=torch.get_num_threads())
+        self._check_axes(session, forward)
+        made = []
+        for one in given:
+            try:
+                made.append(session.run(list(forward.outputs), {name: one[name].numpy() for name in forward.inputs}))
+            except Exception as error:
+                shape = tuple(one["input_ids"].shape)
+                cause = f"the graph does not run at (batch, sequence) = {shape}: {' '.join(str(error).split())[:200]}"
+                raise LissomError(912, cause, place=self.place, remedy=_REMEDY) from error
+        return made
+
+    def _check_axes(self, session: Any, forward: Forward) -> None:
+        outputs = {value.name: value.shape for value in session.get_outputs()}
+        missing = [name for name in forward.outputs if name not in outputs]
+        if missing:
+            cause = f"the graph has no output {missing[0]}, but {', '.join(outputs)}"
+            raise LissomError(913, cause, place=self.place, remedy=_REMEDY)
+        inputs = {value.name: value.shape for value in session.get_inputs()}
+        for name in forward.inputs:
+            shape = inputs.get(name, "left out")
+            if shape != ["batch", "sequence"]:
+                cause = f"input {name} is {shape}, not (batch, sequence) with both free"
+                raise LissomError(912, cause, place=self.place, remedy=_REMEDY)
+        for name in forward.outputs:
+            if not isinstance(outputs[name][0], str):
+                cause = f"output {name} is {outputs[name]}: its batch axis is fixed"
+                raise LissomError(912, cause, place=self.place, remedy=_REMEDY)
+
+
+def check(path: Path, forward: Forward, given: list[dict[str, Tensor]], unrounded: bytes | None) -> dict[str, Any]:
+    """Compare the file with torch on the batches `given`; see the head of this module.
+
+    unrounded: for a model with Int8Linear layers, the graph that leaves their activations as they come.
+    Returns the figures for the manifest. Raises LissomError LSM-911 when the answers differ too much, LSM-912 when an
+    axis is fixed, LSM-913 when an output is missing, has another shape or holds NaN.
+    """
+    import onnxruntime
+
+    place = f"onnx/{path.name}"
+    theirs = _at_tokens(Graph(path, place).answers(forward, given), given, place)
+    ours = _at_tokens(_torch(forward, given), given, "torch")
+    figures = {
+        "reference": f"torch {torch.__version__}",
+        "runtime": f"onnxruntime {onnxruntime.__version__}",
+        "shapes": [list(one["input_ids"].shape) for one in given],
+        "largest_difference": _agree(theirs, ours, place, math.inf if unrounded else ABSOLUTE),
+        "cosine": _cosine(theirs, ours),
+    }
+    if unrounded is not None:
+        plain = _at_tokens(_torch(_unrounded(forward), given), given, "torch")
+        bare = _at_tokens(Graph(unrounded, place).answers(forward, given), given, place)
+        figures["unrounded_largest_difference"] = _agree(bare, plain, f"{place} (activations unrounded)", ABSOLUTE)
+        figures["rounding_noise"] = _noise(theirs, ours, plain, place)
+    return figures
+
+
+def _torch(forward: Forward, given: list[dict[str, Tensor]]) -> list[Answers]:
+    with torch.inference_mode():
+        return [[y.numpy() for y in forward(*(one[name] for name in forward.inputs))] for one in given]
+
+
+def _unrounded(forward: Forward) -> Forward:
+    """A copy whose int8 linear layers are float layers of the same weights."""
+    made = copy.deepcopy(forward)
+    new: dict[int, nn.Linear] = {}
+    for path, module in list(made.named_modules(remove_duplicate=False)):
+        if isinstance(module, Int8Linear):
+            if id(module) not in new:
+                linear = nn.Linear(module.in_features, module.out_features, module.bias is not None, device="meta")
+                linear.weight = nn.Parameter(module.dense())
+                if module.bias is not None:
+                    linear.bias = nn.Parameter(module.bias)
+                new[id(module)] = linear
+            made.set_submodule(path, new[id(module)])
+    return made
+
+
+def _at_tokens(answers: list[Answers], given: list[dict[str, Tensor]], place: str) -> Answers:
+    """Each answer at the real tokens; an answer to whole texts stays as it is. Flat, in one list.
+
+    Raises LissomError LSM-913 for NaN and infinity.
+    """
+    made = []
+    for one, outputs in zip(given, answers, strict=True):
+        real = one["attention_mask"].numpy() == 1
+        for y in outputs:
+            # a text has one row of classes; (rows, length) without classes is a span, which is a matter of tokens
+            kept = y[real] if y.ndim == 3 or (len(outputs) == 2 and y.shape == real.shape) else y
+            if not np.isfinite(kept).all():
+                raise LissomError(
+                    913,
+                    f"the answer at (batch, sequence) = {real.shape} holds NaN or infinity",
+                    place=place,
+                    remedy="Check the weights with `lissom inspect`.",
+                )
+            made.append(kept)
+    return made
+
+
+def _agree(theirs: Answers, ours: Answers, place: str, absolute: float) -> float:
+    """The largest difference. Raises LissomError LSM-911 for one over the tolerance, LSM-913 for another shape."""
+    largest = 0.0
+    for a, b in zip(theirs, ours, strict=True):
+        if a.shape != b.shape:
+            raise LissomError(913, f"an answer has shape {a.shape}, torch gives {b.shape}", place=place, remedy=_REMEDY)
+        difference = np.abs(a - b)
+        over = difference - RELATIVE * np.abs(b)
+        if over.size and over.max() > absolute:
+            at = np.unravel_index(over.argmax(), over.shape)
+            cause = (
+                f"it answers {a[at]:.6g} where torch answers {b[at]:.6g}, more than {ABSOLUTE} + {RELATIVE} of it apart"
+            )
+            raise LissomError(911, cause, place=place, remedy=_REMEDY)
+        largest = max(largest, float(difference.max(initial=0)))
+    return largest
+
+
+def _flat(answers: Answers) -> NDArray[np.float64]:
+    return np.concatenate([one.ravel() for one in answers]).astype(np.float64)
+
+
+def _cosine(theirs: Answers, ours: Answers) -> float:
+    a, b = _flat(theirs), _flat(ours)
+    return float(a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-30))
+
+
+def _noise(theirs: Answers, ours: Answers, plain: Answers, place: str) -> float:
+    """How far the file is from torch's int8 arithmetic, in units of what rounding the activations changes in torch."""
+    a, b, c = _flat(theirs), _flat(ours), _flat(plain)
+    apart, rounding = float(np.linalg.norm(a - b)), float(np.linalg.norm(b - c))
+    if apart > NOISE * rounding + ABSOLUTE * math.sqrt(a.size):
+        cause = f"it differs from torch's int8 arithmetic by {apart:.3g}, and rounding itself changes {rounding:.3g}"
+        raise LissomError(911, cause, place=place, remedy=f"{_REMEDY} Without VNNI, int8 sums saturate on some CPUs.")
+    return apart / max(rounding, 1e-30)
