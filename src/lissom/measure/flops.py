@@ -1,0 +1,148 @@
+"""Floating-point operations of one text: counted while it runs, and again from the shapes of the parts.
+
+A product of (m, k) and (k, n) is 2 m k n operations. Both counts take matrix products only: the linear maps, and in
+attention queries x keys and weights x values, over whole squares (no discount for causal or padded places).
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from lissom.errors import LissomError, UnsupportedFamily
+from lissom.measure.reading import Reading, taken
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lissom.runtime import Runner, Text
+
+AGREE = 0.02  # the two counts may differ by this share
+
+
+def flops(runner: Runner, texts: Sequence[Text]) -> Reading:
+    """Operations for one text of the median length of `texts` in this runner's tokens."""
+    tokens = round(statistics.median(len(one.ids) for one in runner.encode(texts))) if texts else 0
+    if not tokens:
+        return taken("flops", None, "Not taken: there is no text to take a length from.")
+    model = getattr(runner, "model", None)
+    if model is not None:
+        return model_flops(model, tokens)
+    graph = getattr(runner, "graph", None)
+    if graph is not None:
+        from lissom.measure.graph import graph_flops
+
+        return graph_flops(runner, graph, tokens)
+    return taken("flops", None, f"Not taken: the {runner.name} engine shows no operations to count.")
+
+
+def model_flops(model: nn.Module, tokens: int) -> Reading:
+    """Operations for one text of `tokens` tokens. Works on an empty (meta) model, as `plan` has it."""
+    shape = f"one text of {tokens} tokens"
+    try:
+        total, rest, linear = _run(model, tokens)
+    except (RuntimeError, TypeError, ValueError, NotImplementedError, LissomError) as error:
+        first = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        return taken("flops", None, f"Not taken: the model does not run on input_ids of {shape} alone ({first}).")
+    names = ", ".join(name for name, _ in rest.most_common(5))
+    how = f"Matrix products of {shape} (2 operations a multiply and add), counted by torch while it ran. "
+    how += f"Not counted: {sum(rest.values())} calls of {len(rest)} other operators (most often {names}). "
+    try:
+        analytic = linear + _attention(model, tokens)
+    except UnsupportedFamily:
+        return taken("flops", total, how + "No second count: the family is not known.", n=1)
+    apart = abs(total - analytic) / max(analytic, 1)
+    verdict = "agrees" if apart <= AGREE else "does NOT agree"
+    how += f"The count from the shapes of the parts, {analytic:,}, {verdict} ({apart:.1%} apart)."
+    return taken("flops", total, how, n=1)
+
+
+def _run(model: nn.Module, tokens: int) -> tuple[int, Counter[str], int]:
+    """Operations that torch counted, calls of operators that it has no count for, and those of linear modules."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    device = next(iter(model.parameters()), torch.empty(0)).device
+    ids = torch.ones((1, tokens), dtype=torch.int64, device=device)
+    seen = _Linears(model)
+    counter = FlopCounterMode(display=False, custom_mapping=_more_counts())
+    other = _other_operators(counter)
+    training = model.training
+    with ExitStack() as stack:
+        stack.callback(model.train, training)
+        model.train(False)
+        stack.callback(seen.stop)
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(counter)
+        stack.enter_context(other)
+        model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    return int(counter.get_total_flops()), other.calls, seen.total
+
+
+class _Linears:
+    """Adds up 2 x rows x in x out of every linear module that runs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        from lissom.anatomy.slot import is_linear
+
+        self.total = 0
+        leaves = [one for one in model.modules() if is_linear(one) and not any(map(is_linear, one.children()))]
+        self._handles = [one.register_forward_hook(self._add) for one in leaves]
+
+    def _add(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        self.total += 2 * inputs[0].numel() * output.shape[-1]
+
+    def stop(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+def _attention(model: nn.Module, tokens: int) -> int:
+    """Both products of every attention layer, in the order of execution."""
+    from lissom.anatomy import dissect
+
+    total = 0
+    for stack in dissect(model).stacks:
+        blocks = {block.index: block for block in stack.blocks}
+        for number in stack.order:
+            for attention in (blocks[number].attention, blocks[number].cross):
+                if attention is not None:
+                    total += 4 * tokens * tokens * attention.heads * attention.head_dim
+    return total
+
+
+def _other_operators(counter: Any) -> Any:
+    """A mode that notes the operators that `counter` has no formula for; views and copies are left out."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Others(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __init__(self) -> None:
+            super().__init__()  # type: ignore[no-untyped-call]
+            self.calls: Counter[str] = Counter()
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func._overloadpacket not in counter.flop_registry and not func.is_view:
+                self.calls[func._overloadpacket._qualified_op_name.rpartition("::")[2]] += 1
+            return func(*args, **(kwargs or {}))
+
+    return Others()
+
+
+def _more_counts() -> dict[Any, Any]:
+    """Formulas for operators that torch's table leaves out: attention on a CPU and our int8 kernel."""
+    import torch
+
+    def attention(q: Any, k: Any, v: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+        rows, heads, length, width = q
+        return int(2 * rows * heads * length * k[-2] * (width + v[-1]))
+
+    def int8(x: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+        return int(2 * x[0] * x[1] * out_shape[-1])
+
+    found: dict[Any, Any] = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
+    if hasattr(torch.ops.onednn, "qlinear_pointwise"):
+        found[torch.ops.onednn.qlinear_pointwise] = int8
+    return found

@@ -1,0 +1,70 @@
+"""Bytes on disk and stored numbers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lissom.measure.reading import Reading, taken
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+    from torch import nn
+
+    from lissom.runtime import Runner
+
+
+def size(runner: Runner) -> list[Reading]:
+    """`size_mb` and `parameters` of what the runner runs. Exact counts, so without interval."""
+    model = getattr(runner, "model", None)
+    if model is not None:
+        return [_on_disk(runner.files) if runner.files else in_memory(model), parameters(model)]
+    graph = getattr(runner, "graph", None)
+    if graph is not None:
+        return [_on_disk(runner.files), graph_parameters(graph)]
+    why = f"Not taken: the {runner.name} engine tells neither its files nor its model."
+    return [_on_disk(runner.files) if runner.files else taken("size_mb", None, why), taken("parameters", None, why)]
+
+
+def in_memory(model: nn.Module) -> Reading:
+    """What the weights would take in a safetensors file, its header left out. Works on an empty (meta) model."""
+    tensors = stored(model)
+    total = sum(one.numel() * one.element_size() for one in tensors)
+    how = f"Bytes of {len(tensors)} tensors as safetensors stores them, shared ones once, without header / 1e6."
+    return taken("size_mb", total / 1e6, how, n=1)
+
+
+def parameters(model: nn.Module) -> Reading:
+    """Numbers in parameters and in int8 weights with their scales. Works on an empty (meta) model."""
+    total = sum(one.numel() for one in stored(model))
+    how = "Numbers in the model's stored tensors, shared ones once; int8 codes and scales count, position ids do not."
+    return taken("parameters", total, how, n=1)
+
+
+def graph_parameters(graph: Path) -> Reading:
+    """Numbers in the initializers of an ONNX graph, by their shapes; no data is read."""
+    import numpy as np
+    import onnx
+
+    model = onnx.load(str(graph), load_external_data=False)
+    kinds = onnx.TensorProto
+    whole = {kinds.INT64, kinds.INT32, kinds.BOOL, kinds.STRING}  # shapes and indices, not weights
+    total = sum(int(np.prod(one.dims)) for one in model.graph.initializer if one.data_type not in whole)
+    how = f"Numbers in the initializers of {graph.name}: weights, scales and zero points; shapes and indices left out."
+    return taken("parameters", total, how, n=1)
+
+
+def stored(model: nn.Module) -> list[torch.Tensor]:
+    """The tensors of the state dict, each once however many names it has, without int64 ones (position ids)."""
+    import torch
+
+    state: dict[str, Any] = model.state_dict(keep_vars=True)
+    tensors = {id(one): one for one in state.values() if isinstance(one, torch.Tensor) and one.dtype != torch.int64}
+    return list(tensors.values())
+
+
+def _on_disk(files: tuple[Path, ...]) -> Reading:
+    total = sum(file.stat().st_size for file in files)
+    names = ", ".join(file.name for file in files[:4]) + (", ..." if len(files) > 4 else "")
+    return taken("size_mb", total / 1e6, f"Bytes on disk of {names} / 1e6; tokenizer and config not counted.", n=1)
