@@ -15,6 +15,8 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from lissom.bridge import install
+
 if TYPE_CHECKING:
     from lissom.anatomy import dissect
     from lissom.compress import compress
@@ -95,3 +97,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+install()

@@ -1,0 +1,216 @@
+"""The one way by which a model or tokenizer that somebody else wrote comes in."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lissom import files
+from lissom.errors import LissomError, nearest
+from lissom.store.config import first_line, read_config
+from lissom.store.record import record_from_json
+from lissom.store.saving import FORMAT, MANIFEST, WEIGHTS
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+INDEX = "model.safetensors.index.json"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+
+
+def load(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype | str | None = None,
+    device: str = "cpu",
+    auto_class: str | None = None,
+) -> PreTrainedModel:
+    """A model in eval mode, from a lissom folder, any other model folder, or a hub id.
+
+    Safetensors only; no code of the checkpoint is run. A lissom folder must match its digests and hold exactly the
+    tensors that its structure has.
+
+    revision: branch, tag or commit on the hub.  dtype: None means the dtype it was saved in.
+    auto_class: such as "AutoModelForSequenceClassification"; None means the class it was saved from.
+    Raises LissomError LSM-401 for pickles, 402 to 423 for broken files, 404 for a folder without weights, 431 to 434
+    for configs, 441 to 446 for structures that do not fit, 461, 462 for digests, 703 for a hub id that cannot be had.
+    """
+    from lissom.bridge import install
+
+    install()
+    folder = _local(source, revision)
+    manifest = _manifest(folder)
+    _check_weights(folder)
+    config = read_config(_config_entries(folder), str(folder / "config.json"))
+    kind = _class(auto_class or manifest.get("class") or _architecture(config))
+    try:
+        model, info = kind.from_pretrained(
+            str(folder),
+            config=config,
+            dtype=dtype or "auto",
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except LissomError:
+        raise
+    except (ValueError, RuntimeError, OSError, TypeError, KeyError, AttributeError) as error:
+        raise LissomError(446, f"transformers cannot load it: {first_line(error)}", place=str(folder)) from error
+    if manifest:
+        if auto_class is None:
+            _check_complete(info, folder)
+        record_from_json(manifest).attach(model)
+    made: PreTrainedModel = model.to(device)
+    return made
+
+
+def load_tokenizer(source: str | Path, *, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder or hub id; no code of the checkpoint is run.
+
+    Raises LissomError LSM-435 when there is none or transformers cannot read it, and as `load` for files and hub ids.
+    """
+    from transformers import AutoTokenizer
+
+    folder = _local(source, revision)
+    path = files.inside(folder, "tokenizer_config.json", hard_links=True)
+    entries = files.read_json(path) if path.exists() else {}
+    templates = entries.get("chat_template") if isinstance(entries, dict) else None
+    for one in templates if isinstance(templates, list) else ():
+        # transformers writes a template to a file of this name when the tokenizer is saved again
+        files.inside(folder, str(one.get("name", "") if isinstance(one, dict) else ""))
+    try:
+        made: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:
+        cause = f"there is no tokenizer that transformers can read: {first_line(error)}"
+        raise LissomError(435, cause, place=str(folder), remedy="Save the tokenizer beside the model.") from error
+    return made
+
+
+def _local(source: str | Path, revision: str | None) -> Path:
+    """The folder of a path or hub id, which is fetched into the cache if need be."""
+    folder = Path(source).expanduser()
+    if not folder.exists():
+        files.recover(folder)
+    if folder.is_dir():
+        return folder.resolve()
+    if isinstance(source, Path) or folder.exists() or not _HUB_ID.fullmatch(source):
+        raise LissomError(402, "there is no such model folder", place=str(source), remedy="Check the path.")
+    return _fetch(source, revision)
+
+
+def _fetch(name: str, revision: str | None) -> Path:
+    from huggingface_hub import constants, snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(name, revision=revision, allow_patterns=_WANTED, ignore_patterns=["*/*", "consolidated*"])
+        )
+    except Exception as error:
+        if constants.HF_HUB_OFFLINE:
+            cause, remedy = (
+                "it is no folder and not in the cache, and HF_HUB_OFFLINE is set",
+                "Unset it, or give a folder.",
+            )
+        else:
+            cause, remedy = f"it is no folder, and the hub does not give it: {first_line(error)}", "Check the name."
+        raise LissomError(703, cause, place=name, remedy=remedy) from error
+
+
+def _config_entries(folder: Path) -> Any:
+    path = files.inside(folder, "config.json", hard_links=True)
+    if not path.exists():
+        raise LissomError(402, "there is no config.json", place=str(folder), remedy="Name a model folder.")
+    for name, what in (("adapter_config.json", "an adapter"), (".metadata", "a distributed checkpoint")):
+        if (folder / name).exists():
+            raise LissomError(
+                404, f"{name} says that this is {what}", place=str(folder), remedy="Save it as a whole model first."
+            )
+    return files.read_json(path, limit_mb=10)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """The content of `lissom.json`, after all files it lists were compared with their digests; {} without one."""
+    path = files.inside(folder, MANIFEST, hard_links=True)
+    if not path.exists():
+        return {}
+    entries = files.read_json(path)
+    if not isinstance(entries, dict):
+        raise LissomError(441, "it is no description of a lissom folder", place=str(path))
+    listed, number = entries.get("files"), entries.get("format")
+    if isinstance(number, int) and number > FORMAT:
+        cause = f"it has format {number}, this lissom reads up to {FORMAT}"
+        raise LissomError(441, cause, place=str(path), remedy="Upgrade lissom.")
+    if number != FORMAT or not isinstance(listed, dict) or not {"config.json", WEIGHTS} <= listed.keys():
+        raise LissomError(441, "it is no description of a lissom folder", place=str(path))
+    for name, wanted in listed.items():
+        file = files.inside(folder, name, hard_links=True)  # its content is known, so links give nothing away
+        if not file.exists():
+            raise LissomError(462, f"{name} is missing", place=str(folder), remedy="Copy the whole folder again.")
+        if name != "README.md" and files.digest(file) != wanted:  # people edit the card, and nothing depends on it
+            cause = f"digest of {name} does not match {MANIFEST}"
+            raise LissomError(461, cause, place=str(folder), remedy="It was damaged or changed. Copy it again.")
+    return entries
+
+
+def _check_weights(folder: Path) -> None:
+    """Refuse a folder without sound safetensors."""
+    single, index = (files.inside(folder, name, hard_links=True) for name in (WEIGHTS, INDEX))
+    if single.exists():
+        files.check_safetensors(single)
+        return
+    if not index.exists():
+        for path in sorted(folder.iterdir()):
+            if path.suffix in {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".keras"} and path.is_file():
+                files.refuse_pickle(path)
+        raise LissomError(404, f"there are no weights: neither {WEIGHTS} nor {INDEX}", place=str(folder))
+    entries = files.read_json(index)
+    places = entries.get("weight_map") if isinstance(entries, dict) else None
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+        raise LissomError(423, "weight_map does not lead from tensors to file names", place=str(index))
+    for name in sorted(set(places.values())):
+        shard = files.inside(folder, name)
+        if shard.suffix != ".safetensors":
+            raise LissomError(401, f"shard {name} is not safetensors and could run code", place=str(index))
+        found = files.check_safetensors(shard)
+        lost = next((tensor for tensor, home in places.items() if home == name and tensor not in found), None)
+        if lost is not None:
+            raise LissomError(423, f'tensor "{lost}" is not in {name}', place=str(index))
+
+
+def _architecture(config: Any) -> str:
+    """The class that a plain folder names; bare models for one that names none."""
+    names = getattr(config, "architectures", None)
+    return str(names[0]) if isinstance(names, list) and names else "AutoModel"
+
+
+def _class(name: Any) -> Any:
+    """The class of transformers with this name: a model, or an auto class. Never a dotted path.
+
+    Raises LissomError LSM-441.
+    """
+    import transformers
+
+    kind = getattr(transformers, name, None) if isinstance(name, str) and name.isidentifier() else None
+    auto = isinstance(name, str) and name.startswith("AutoModel") and hasattr(kind, "from_pretrained")
+    model = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
+    if not (auto or model):
+        known = [one for one in dir(transformers) if "For" in one or one.endswith("Model")]
+        raise LissomError(441, f"transformers has no model class {str(name)[:80]!r}", remedy=nearest(str(name), known))
+    return kind
+
+
+def _check_complete(info: dict[str, Any], folder: Path) -> None:
+    """Refuse a load in which a tensor was missing, left over or of another shape."""
+    kinds = (("missing_keys", 443, "is missing"), ("unexpected_keys", 444, "has no place in the model"))
+    for key, code, what in (*kinds, ("mismatched_keys", 445, "has another shape than the model wants")):
+        if info.get(key):
+            first = sorted(info[key], key=str)[0]
+            name = first[0] if isinstance(first, tuple) else first
+            raise LissomError(code, f'tensor "{name}" {what} ({len(info[key])} in all)', place=str(folder / WEIGHTS))
