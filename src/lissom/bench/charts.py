@@ -7,6 +7,7 @@ serves light, dark and print.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ Point = dict[str, Any]
 
 AGAINST = ("throughput", "size_mb", "flops")
 _Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
-_WIDTH, _HEIGHT = 220, 220  # of the plot in pixels; labels are placed for this size, plots may be wider
+_WIDTH, _HEIGHT = 255, 220  # of the plot in pixels; labels are placed for this size
 _LETTER = 6.3  # mean width of a letter at 11.5 px
 _LONGEST = 22  # letters of a name beside its point; the whole name is in the tooltip and the table
 
@@ -211,7 +212,7 @@ def _y_axis(points: list[Point], floor: float | None) -> Spec:
 
 
 def _place_labels(points: list[Point], x: Spec, y: Spec) -> None:
-    """Writes `align`, `dx` and `dy` into each point: the corner beside it where its label covers least.
+    """Writes `align`, `dx` and `dy` into each point: the place beside it where its label covers least.
 
     A beaten point whose label would cover something loses it; its name is in the tooltip.
     """
@@ -222,13 +223,13 @@ def _place_labels(points: list[Point], x: Spec, y: Spec) -> None:
     ):
         wide = _LETTER * len(point["label"])
         choices = []
-        for dx, dy in ((9, -11), (-9, -11), (9, 11), (-9, 11)):
+        for dx, dy in itertools.product((9, -9), (-11, 11, -24, 24)):
             left = across + dx - (wide if dx < 0 else 0)
             box = (left, down + dy - 6, left + wide, down + dy + 6)
-            outside = max(0, -left) + max(0, left + wide - _WIDTH)
-            choices.append((outside + 100 * sum(_overlap(box, other) for other in taken), dx, dy, box))
+            outside = 5 * (max(0, -left) + max(0, left + wide - _WIDTH))
+            choices.append((abs(dy) + outside + 100 * sum(_overlap(box, other) for other in taken), dx, dy, box))
         cost, dx, dy, box = min(choices, key=lambda choice: choice[0])
-        if cost and point["standing"] == "beaten":
+        if cost > abs(dy) and point["standing"] == "beaten":
             point["label"] = ""
         else:
             taken.append(box)
@@ -247,7 +248,7 @@ def _overlap(one: _Box, other: _Box) -> bool:
 
 
 _CONFIG: Spec = {
-    "background": None,
+    "background": "transparent",
     "font": "system-ui, -apple-system, Segoe UI, Roboto, Helvetica, Arial, sans-serif",
     "view": {"stroke": None},
     "axis": {
