@@ -167,6 +167,7 @@ def test_a_copy_answers_alike_and_keeps_the_record(kind: str, case: Case) -> Non
     record = edit(model, kind).record
     twin = copy.deepcopy(model)
     assert record.edits
+    assert not any(module.training for module in model.modules())
     assert Record.of(twin) == record
     assert torch.equal(tiny.outputs(twin, inputs), tiny.outputs(model, inputs))
     edit(twin, "Pack")

@@ -48,7 +48,9 @@ class KeepLayers(Edit):
             for module in block.modules():
                 if isinstance(getattr(module, "layer_idx", None), int):
                     cast(Any, module).layer_idx = index
-        model.set_submodule(stack.path, nn.ModuleList(kept))
+        layers = nn.ModuleList(kept)
+        layers.training = blocks.training
+        model.set_submodule(stack.path, layers)
         _set_depth(model.config, record.depth_key, self.keep)
         own = getattr(owner, "config", model.config)
         if record.own_depth_key and own is not model.config:

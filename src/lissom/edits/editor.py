@@ -74,9 +74,14 @@ def _config(model: nn.Module) -> dict[str, Any]:
 def _fill(model: nn.Module, name: str, value: Tensor) -> None:
     """Copy `value` into the parameter or buffer `name`."""
     path, _, leaf = name.rpartition(".")
-    target = getattr(model.get_submodule(path), leaf)
-    if not isinstance(target, Tensor) or target.shape != value.shape:
-        shape = tuple(target.shape) if isinstance(target, Tensor) else None
-        raise LissomError(EDIT_MISFIT, f"a tensor of shape {tuple(value.shape)} for {shape}", place=name)
+    try:
+        target = getattr(model.get_submodule(path), leaf)
+    except AttributeError:
+        target = None
+    if not isinstance(target, Tensor):
+        raise LissomError(EDIT_MISFIT, "no tensor stands here", place=name)
+    if target.shape != value.shape:
+        cause = f"a tensor of shape {tuple(value.shape)} for one of shape {tuple(target.shape)}"
+        raise LissomError(EDIT_MISFIT, cause, place=name)
     with torch.no_grad():
         target.copy_(value)

@@ -59,8 +59,7 @@ class Factorize(Edit):
                 slot.in_features, slot.out_features, rank, bias=bias is not None, device=device, dtype=dtype
             )
             _carry_bias(bias, module.bias)
-            module.train(slot.module.training)
-            slot.swap(module)
+            slot.swap(module.train(slot.module.training))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,7 +82,7 @@ class Pack(Edit):
             module = Int8Linear(slot.in_features, slot.out_features, bias=bias is not None, device=device)
             module.dtype = dtype
             _carry_bias(bias, module.bias)
-            slot.swap(module)
+            slot.swap(module.train(slot.module.training))
         for path in self.embeddings:
             table = model.get_submodule(path) if path in dissect(model).embeddings else None
             if type(table) is not nn.Embedding:  # a subclass computes something more
@@ -92,4 +91,4 @@ class Pack(Edit):
                 table.num_embeddings, table.embedding_dim, padding_idx=table.padding_idx, device=table.weight.device
             )
             packed.dtype = table.weight.dtype
-            model.set_submodule(path, packed)
+            model.set_submodule(path, packed.train(table.training))
