@@ -1,7 +1,13 @@
-"""Tiny encoded data sets, as `lissom.data.encode` gives them."""
+"""Tiny data sets, encoded as `lissom.data.encode` does it, and as texts."""
+
+import random
 
 import datasets
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from lissom.data import Data, Task
 
 VOCABULARY = 99
 
@@ -26,3 +32,37 @@ def rows(kind: str = "classification", count: int = 40, seed: int = 0) -> datase
     elif kind == "language_modelling":
         columns["labels"] = ids
     return datasets.Dataset.from_dict(columns)
+
+
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "ball", "goal", "match", "bank", "money", "stock", "the", "a", "of", "and")
+
+
+def tokenizer() -> PreTrainedTokenizerBase:
+    """Words of `topics`, with special tokens around a text."""
+    made = Tokenizer(models.WordLevel({word: at for at, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+
+
+def topics(count: int = 112) -> Data:
+    """Texts about sport or business, which a few words tell."""
+    generator = random.Random(0)
+    texts, labels = [], []
+    for i in range(count):
+        words = [generator.choice(WORDS[4 + 3 * (i % 2) : 7 + 3 * (i % 2)]), *generator.choices(WORDS[10:], k=i % 5)]
+        generator.shuffle(words)
+        texts.append(" ".join(words))
+        labels.append(i % 2)
+    split = datasets.Dataset.from_dict({"text": texts, "label": labels})
+    return Data(
+        name="topics",
+        task=Task(kind="classification", labels=("sport", "business"), metric="accuracy"),
+        splits={"train": split.select(range(16, count)), "validation": split.select(range(16))},
+        columns={"text": "text", "label": "label"},
+        digest="0",
+    )

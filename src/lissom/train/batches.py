@@ -51,4 +51,7 @@ class GroupedByLength(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+        order: list[int] = get_length_grouped_indices(  # type: ignore[no-untyped-call]
+            self.lengths, self.batch_size, generator=generator
+        )
+        return iter(order)

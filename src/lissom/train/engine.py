@@ -46,6 +46,11 @@ class Engine(Trainer):
     save_seconds: a checkpoint is written at the end of each epoch and when so much time has passed.
     """
 
+    args: TrainingArguments
+    model: PreTrainedModel
+    optimizer: torch.optim.Optimizer
+    lr_scheduler: torch.optim.lr_scheduler.LambdaLR
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -81,7 +86,7 @@ class Engine(Trainer):
 
     def _begin(self, row: Row, pad_id: int) -> nn.ModuleDict:
         """What the objectives train beside the student, after one row was answered."""
-        self.model.eval()
+        self.model.eval()  # type: ignore[no-untyped-call]
         inputs = {name: one.to(self.args.device) for name, one in pad([row], pad_id).items()}
         with torch.no_grad():
             answers = self._ask(self.model, inputs)
@@ -164,7 +169,7 @@ class Engine(Trainer):
     # checkpoints: Trainer decides what is written when, every file is written and read here
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
             shutil.rmtree(folder, ignore_errors=True)
         super()._save_checkpoint(model, trial)
@@ -177,7 +182,7 @@ class Engine(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if not self.args.should_save:
             return
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(str(output_dir or self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint.write(folder / "model.safetensors", checkpoint.weights(self.model))
         checkpoint.write(folder / "beside.safetensors", checkpoint.weights(self.beside))
@@ -235,6 +240,9 @@ class _Pace(TrainerCallback):
     def __init__(self, engine: Engine, report: Callable[[str, float], None], save_seconds: float) -> None:
         self.engine, self.report, self.save_seconds = engine, report, save_seconds
         self.saved = time.monotonic()
+
+    def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        self.engine.beside.zero_grad()  # Trainer clears the gradients of the model only
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

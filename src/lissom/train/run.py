@@ -7,11 +7,13 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
+from transformers import TrainingArguments
 
 from lissom.errors import LissomError
 from lissom.train import checkpoint
@@ -72,19 +74,25 @@ def train(
     """
     if not len(rows):
         raise LissomError(841, "there are no rows to train on", remedy="Give more or longer texts.")
-    model.float()
-    plan = {
-        "objectives": {name: [type(one).__name__, dataclasses.asdict(one)] for name, one in objectives.items()},
-        "schedule": [epochs, max_steps, learning_rate, batch_size, warmup, weight_decay, seed, device],
-        "torch": torch.__version__,
+    if model.dtype in (torch.float16, torch.bfloat16):  # the steps of the optimizer would be lost in them
+        model.float()  # type: ignore[no-untyped-call]
+    schedule = {
+        "num_train_epochs": epochs,
+        "max_steps": max_steps or -1,
+        "learning_rate": learning_rate,
+        "per_device_train_batch_size": batch_size,
+        "warmup_steps": warmup,
+        "weight_decay": weight_decay,
+        "seed": seed,
+        "use_cpu": device == "cpu",
     }
+    learn = {name: [type(one).__name__, dataclasses.asdict(one)] for name, one in objectives.items()}
     lengths, contents = _read(rows)
-    key = _key(plan, contents, model, teacher)
-    folder = work / f"tune-{key}"
+    folder = work / f"tune-{_key([schedule, learn, contents, torch.__version__], model, teacher)}"
     with _untouched(model, teacher):
         engine = Engine(
             model,
-            _arguments(folder, epochs, max_steps, learning_rate, batch_size, warmup, weight_decay, seed, device),
+            _arguments(folder, schedule),
             rows,
             lengths,
             objectives,
@@ -127,40 +135,21 @@ def bf16_is_faster(device: str) -> bool:
     MiniLM-L6 on SST-2, batches of 32, two cores with avx512_bf16: 101 texts a second against 64 in float32.
     """
     if device == "cpu":
-        features = getattr(torch.cpu, "get_capabilities", dict)()
+        features: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def _arguments(
-    folder: Path,
-    epochs: float,
-    max_steps: int | None,
-    learning_rate: float,
-    batch_size: int,
-    warmup: float,
-    weight_decay: float,
-    seed: int,
-    device: str,
-) -> Any:
-    from transformers import TrainingArguments
-
+def _arguments(folder: Path, schedule: Mapping[str, Any]) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(folder),
-        num_train_epochs=epochs,
-        max_steps=max_steps or -1,
-        learning_rate=learning_rate,
-        per_device_train_batch_size=batch_size,
-        warmup_steps=warmup,
-        weight_decay=weight_decay,
-        seed=seed,
-        use_cpu=device == "cpu",
+        **schedule,
         save_strategy="no",  # the engine says when, by epoch and by time
         eval_strategy="no",
         logging_strategy="no",
         logging_nan_inf_filter=False,  # the default replaces a NaN loss by the average of earlier ones
         remove_unused_columns=False,
-        dataloader_pin_memory=device != "cpu",
+        dataloader_pin_memory=not schedule["use_cpu"],
         disable_tqdm=True,
         report_to="none",
     )
@@ -174,7 +163,8 @@ def _untouched(model: PreTrainedModel, teacher: PreTrainedModel | None) -> Itera
     there = "use_cache" in vars(model.config)
     try:
         if teacher is not None:
-            teacher.eval().to(model.device)
+            teacher.eval()  # type: ignore[no-untyped-call]
+            nn.Module.to(teacher, model.device)
         yield
     finally:
         checkpoint.set_random_state(numbers)
@@ -182,7 +172,7 @@ def _untouched(model: PreTrainedModel, teacher: PreTrainedModel | None) -> Itera
         if not there:
             del model.config.use_cache
         vars(model).pop("_is_accelerate_prepared", None)
-        model.eval()
+        model.eval()  # type: ignore[no-untyped-call]
 
 
 def _read(rows: datasets.Dataset) -> tuple[list[int], str]:
@@ -194,11 +184,11 @@ def _read(rows: datasets.Dataset) -> tuple[list[int], str]:
     return lengths, contents.hexdigest()
 
 
-def _key(plan: Mapping[str, Any], contents: str, *models: PreTrainedModel | None) -> str:
+def _key(plan: Sequence[Any], *models: PreTrainedModel | None) -> str:
     """16 hexadecimal digits of everything that decides the result."""
-    found = hashlib.sha256(json.dumps([plan, contents], sort_keys=True).encode())
+    found = hashlib.sha256(json.dumps(plan, sort_keys=True).encode())
     for model in models:
         for name, tensor in checkpoint.weights(model).items() if model is not None else ():
             found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()[:16]

@@ -13,8 +13,11 @@ from lissom.train.batches import Row, pad
 from lissom.train.objectives.base import IGNORED
 
 if TYPE_CHECKING:
+    import datasets
     from torch import Tensor
     from transformers import PreTrainedModel
+
+    from lissom.data import Task
 
 _ROWS = 64  # a forward
 
@@ -33,9 +36,15 @@ class Validation:
     pad_id: int = 0
     outside: int | None = None
 
+    @classmethod
+    def of(cls, task: Task, rows: datasets.Dataset, pad_id: int) -> Validation:
+        """The judge of a task on its encoded validation rows."""
+        outside = task.labels.index("O") if "O" in task.labels else None
+        return cls(rows=rows.to_list(), metric=task.metric, pad_id=pad_id, outside=outside)
+
     def __call__(self, model: PreTrainedModel) -> float:
         """The score of `model`, which is left in eval mode."""
-        model.eval()
+        model.eval()  # type: ignore[no-untyped-call]
         if self.metric not in _SCORES or "labels" not in self.rows[0]:
             return -self._loss(model)
         answers, labels = [], []

@@ -56,7 +56,7 @@ class Tune(Method):
     ] = None
 
     def check(self, anatomy: Anatomy, given: Given) -> None:
-        """Raises LSM-318 without a tokenizer or a wanted teacher, 319 when nothing is learnt, 715 for hidden of two stacks."""
+        """Raises LSM-318 without tokenizer or teacher, 319 when nothing is learnt, 715 for hidden of two stacks."""
         if given.tokenizer is None:
             raise LissomError(318, "there is no tokenizer to read the training data with", remedy="Give one.")
         for name, objective in self._objectives(given).items():
@@ -76,8 +76,7 @@ class Tune(Method):
         validate = None
         if "validation" in given.data.splits:
             rows = encode(given.data.split("validation"), tokenizer, task, given.max_length)
-            outside = task.labels.index("O") if "O" in task.labels else None
-            validate = Validation(rows=rows.to_list(), metric=task.metric, pad_id=pad_id, outside=outside)
+            validate = Validation.of(task, rows, pad_id)
         done = train(
             editor.model,
             encode(given.data.split("train"), tokenizer, task, given.max_length),

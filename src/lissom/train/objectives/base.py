@@ -13,7 +13,7 @@ from lissom.errors import LissomError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from transformers.utils import ModelOutput
+    from transformers.utils.generic import ModelOutput
 
 IGNORED = -100  # the label of a position that no loss counts
 

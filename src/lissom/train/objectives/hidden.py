@@ -5,8 +5,9 @@
 with H_m^S (tokens, width) of student layer m, H_n^T of the teacher layer n that m is mapped to, and a trained W where
 the widths differ. Layer 0 is the output of the embeddings.
 Source: Jiao et al. 2020 (TinyBERT), eq. 8 and 9, with g(m) = m · N / M for M student and N teacher layers; one W for
-all pairs, as in its code. Differs: a mean over pairs, where TinyBERT sums, so that `weight` means the same at any depth;
-real tokens only. Skip: Sun et al. 2019 (PKD), section 3.2, which compares normalised states at the first token only.
+all pairs, as in its code. Differs: a mean over pairs, where TinyBERT sums, so that `weight` means the same at any
+depth; real tokens only. Skip: Sun et al. 2019 (PKD), section 3.2, which compares normalised states of the first
+token only.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from lissom.train.objectives.base import Answers, Objective
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from transformers.utils import ModelOutput
+    from transformers.utils.generic import ModelOutput
 
 Pairs = tuple[tuple[int, int], ...]
 _Layer = Annotated[int, Field(ge=0)]
@@ -68,8 +69,8 @@ class Hidden(Objective):
         losses = []
         for m, n in pairs(self.layers, len(student) - 1, len(teacher) - 1):
             mine, wanted = student[m][mask].float(), teacher[n][mask].float()  # (tokens, width)
-            if hasattr(beside, "width"):
-                mine = beside.width(mine).float()
+            for projection in beside.children():
+                mine = projection(mine).float()
             if self.loss == "mse":
                 losses.append(functional.mse_loss(mine, wanted))
             else:

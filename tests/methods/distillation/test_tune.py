@@ -1,0 +1,125 @@
+import dataclasses
+
+import pytest
+import torch
+
+from lissom.anatomy import dissect
+from lissom.edits import Editor
+from lissom.errors import LissomError
+from lissom.methods import METHODS, Given, Stage
+from lissom.methods.distillation.tune import Tune
+from lissom.methods.options import build, plain
+from lissom.recipe import Recipe
+from lissom.train.objectives.hidden import Hidden
+from lissom.train.objectives.logits import Logits
+from tests import tiny
+from tests.train.tiny_rows import tokenizer, topics
+
+HEAD = "AutoModelForSequenceClassification"
+
+
+def given(tmp_path, **changes):
+    torch.set_num_threads(1)
+    return Given(**{"data": topics(), "tokenizer": tokenizer(), "max_length": 16, "work": tmp_path, **changes})
+
+
+def student(seed=0, **changes):
+    return tiny.model("bert", HEAD, seed, num_labels=2, **changes)
+
+
+def test_it_is_in_the_table():
+    assert METHODS["tune"] is Tune
+    assert Tune.stage is Stage.TUNE
+
+
+def test_options_survive_plain_values():
+    step = Tune(epochs=1.0, learn={"logits": Logits(temperature=4.0), "hidden": Hidden(layers=((1, 2), (3, 6)))})
+    assert build(Tune, plain(step), str) == step
+
+
+RECIPE = """
+lissom: 1
+steps:
+  - tune:
+      epochs: 2
+      learn: {logits: {weight: 1.0, temperature: 2.0}, hidden: {weight: 1.0}}
+"""
+
+
+def test_the_recipe_of_the_design_reads():
+    (step,) = Recipe.parse(RECIPE, "r.yaml").steps
+    assert step == Tune(epochs=2.0, learn={"logits": Logits(), "hidden": Hidden()})
+
+
+@pytest.mark.parametrize(
+    ("learn", "message"),
+    [
+        ({"logit": {}}, 'LSM-312 learn.logit: unknown key "logit" in tune.learn. Did you mean "logits"?'),
+        (
+            {"logits": {"temprature": 2}},
+            'LSM-312 learn.logits.temprature: unknown key "temprature" in tune.learn.logits. '
+            'Did you mean "temperature"?',
+        ),
+        ({"logits": {"weight": 0}}, "LSM-314 learn.logits.weight: learn.logits.weight 0 is outside 0 and above"),
+        ({"hidden": {"layers": "unifrom"}}, 'Did you mean "uniform"?'),
+        ({}, "LSM-319 learn: learn names no objective. Known: task, logits, hidden."),
+    ],
+)
+def test_wrong_objectives_are_explained(tmp_path, learn, message):
+    with pytest.raises(LissomError) as caught:
+        Tune(learn=learn).check(dissect(student()), given(tmp_path))
+    assert message in str(caught.value)
+
+
+def test_a_teacher_that_is_missing(tmp_path):
+    with pytest.raises(LissomError) as caught:
+        Tune(learn={"task": {}, "logits": {}}).check(dissect(student()), given(tmp_path))
+    assert str(caught.value) == (
+        "LSM-318 learn: logits learns from a teacher, and there is none. Give one, or learn only the task."
+    )
+
+
+def test_a_tokenizer_that_is_missing(tmp_path):
+    with pytest.raises(LissomError, match="LSM-318 there is no tokenizer to read the training data with"):
+        Tune().check(dissect(student()), given(tmp_path, tokenizer=None))
+
+
+def test_hidden_states_of_two_stacks_are_refused(tmp_path):
+    model = tiny.model("bart", HEAD, num_labels=2)
+    with pytest.raises(LissomError, match=r"LSM-715 learn: hidden compares one row of layers, and bart has"):
+        Tune(learn={"hidden": {}}).check(dissect(model), given(tmp_path, teacher=model))
+
+
+def test_it_learns_the_task_without_a_teacher(tmp_path):
+    model = student()
+    Tune(epochs=4, learning_rate=1e-2, batch_size=8).apply(Editor(model), given(tmp_path))
+    assert accuracy(model) > 0.9
+
+
+def test_it_learns_from_the_teacher_by_default(tmp_path):
+    teacher, model = student(1), student()
+    Tune(epochs=4, learning_rate=1e-2, batch_size=8).apply(Editor(teacher), given(tmp_path))
+    data = topics()
+    unlabelled = {"train": data.split("train").remove_columns("label")}
+    Tune(epochs=4, learning_rate=1e-2, batch_size=8).apply(
+        Editor(model), given(tmp_path, teacher=teacher, data=dataclasses.replace(data, splits=unlabelled))
+    )
+    assert accuracy(model) > 0.9
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "t5"])
+def test_structure_and_record_stay(tmp_path, family):
+    model, teacher = (tiny.model(family, HEAD, seed, num_labels=2) for seed in (0, 1))
+    editor = Editor(model)
+    shapes = {name: one.shape for name, one in model.state_dict().items()}
+    Tune(epochs=1).apply(editor, given(tmp_path, teacher=teacher))
+    assert {name: one.shape for name, one in editor.model.state_dict().items()} == shapes
+    assert editor.record.edits == ()
+
+
+def accuracy(model):
+    rows = topics().split("validation")
+    inputs = tokenizer()(list(rows["text"]), padding=True, return_tensors="pt")
+    with torch.no_grad():
+        found = model(**inputs).logits.argmax(dim=-1)
+    return float((found == torch.tensor(rows["label"])).float().mean())

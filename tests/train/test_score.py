@@ -1,0 +1,43 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import f1_score
+
+from lissom.train.score import _SCORES, Validation
+from tests import tiny
+from tests.train.tiny_rows import rows
+
+
+def test_scores_by_hand():
+    guesses, wanted = np.array([1, 1, 0, 0]), np.array([1, 0, 1, 0])
+    assert _SCORES["accuracy"](guesses, wanted, None) == 0.5
+    assert _SCORES["f1"](guesses, wanted, None) == pytest.approx(f1_score(wanted, guesses))
+    assert _SCORES["mcc"](guesses, wanted, None) == 0.0
+    tags, gold = np.array([0, 1, 2, 2, 0]), np.array([0, 1, 1, 2, 2])
+    assert _SCORES["f1"](tags, gold, 0) == pytest.approx(f1_score(gold, tags, labels=[1, 2], average="micro"))
+
+
+def test_correlations():
+    guesses, wanted = np.array([1.0, 2.0, 10.0]), np.array([1.0, 2.0, 3.0])
+    assert _SCORES["spearman"](guesses, wanted, None) == pytest.approx(1.0)
+    assert 0.8 < _SCORES["pearson"](guesses, wanted, None) < 1.0
+    assert _SCORES["pearson"](np.ones(3), wanted, None) == 0.0
+
+
+def test_accuracy_of_a_model_whatever_the_order_of_rows():
+    model, data = tiny.model("bert", "AutoModelForSequenceClassification"), rows(count=70).to_list()
+    right = [int(model(input_ids=torch.tensor([one["input_ids"]])).logits.argmax() == one["labels"]) for one in data]
+    assert Validation(rows=data, metric="accuracy")(model) == pytest.approx(sum(right) / 70)
+
+
+@pytest.mark.parametrize(
+    ("kind", "head", "metric"),
+    [
+        ("tagging", "AutoModelForTokenClassification", "f1"),
+        ("question_answering", "AutoModelForQuestionAnswering", "f1"),
+        ("language_modelling", "AutoModelForMaskedLM", "perplexity"),
+    ],
+)
+def test_every_kind_has_a_score(kind, head, metric):
+    score = Validation(rows=rows(kind).to_list(), metric=metric, outside=0)(tiny.model("bert", head))
+    assert score < 0 if metric == "perplexity" or kind == "question_answering" else 0 <= score <= 1
