@@ -232,7 +232,7 @@ def names(*steps):
 
 @pytest.mark.parametrize("steps", [("shallow", "train", "toy", "train", "bits"), ("train", "bits"), ("toy", "toy")])
 def test_a_right_order_passes(steps):
-    names(*steps)._check_order()
+    names(*steps).check_order()
 
 
 @pytest.mark.parametrize(
@@ -466,5 +466,5 @@ def test_packaged_recipes_read_and_stand_in_order(entry, monkeypatch):
     monkeypatch.setattr("lissom.recipe.METHODS", METHODS)
     recipe = Recipe.read(entry["id"])
     assert recipe.name == entry["id"]
-    recipe._check_order()
+    recipe.check_order()
     assert Recipe.parse(recipe.to_yaml(), "again") == recipe

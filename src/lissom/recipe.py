@@ -120,7 +120,7 @@ class Recipe:
         316: the order of stages; 317: a step needs data or a teacher that is not given; 312 to 315: options of steps
         that were made in Python; and whatever a method's own `check` raises, with the step as its place.
         """
-        self._check_order()
+        self.check_order()
         for place, step in self._placed():
             build(type(step), plain(step), functools.partial(_always, place))
             self._check_needs(place, step, given)
@@ -178,8 +178,8 @@ class Recipe:
     def _placed(self) -> list[tuple[str, Method]]:
         return [(f"{self.name}, step {i} ({step.name})", step) for i, step in enumerate(self.steps, 1)]
 
-    def _check_order(self) -> None:
-        """Stages may not fall; TUNE stays behind the step it follows, and before BITS."""
+    def check_order(self) -> None:
+        """Raise LissomError 316 unless stages do not fall; TUNE stays behind the step it follows, and before BITS."""
         keys: list[int] = []
         reached = 0
         for step in self.steps:

@@ -89,13 +89,13 @@ def test_no_arguments_is_help(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["mesure"], 'error LSM-201 unknown command "mesure". Did you mean "measure"?'),
-        (["recipes", "--redy"], 'error LSM-201 unknown option "--redy". Did you mean "--ready"?'),
-        (["compress", "m", "--recpie", "demo"], 'error LSM-201 unknown option "--recpie". Did you mean "--recipe"?'),
-        (["recipes", "a", "b"], "error LSM-202 got unexpected extra argument (b). `lissom recipes --help` shows"),
-        (["predict", "m"], "error LSM-202 missing option '--input'. `lissom predict --help` shows examples."),
-        (["measure", "m", "--seed", "x"], "error LSM-202 invalid value for '--seed': 'x' is not a valid integer"),
-        (["measure", "m", "--seed", "-1"], "error LSM-202 invalid value for '--seed': -1 is not in the range"),
+        (["mesure"], 'error LSM-207 unknown command "mesure". Did you mean "measure"?'),
+        (["recipes", "--redy"], 'error LSM-207 unknown option "--redy". Did you mean "--ready"?'),
+        (["compress", "m", "--recpie", "demo"], 'error LSM-207 unknown option "--recpie". Did you mean "--recipe"?'),
+        (["recipes", "a", "b"], "error LSM-208 got unexpected extra argument (b). `lissom recipes --help` shows"),
+        (["predict", "m"], "error LSM-208 missing option '--input'. `lissom predict --help` shows examples."),
+        (["measure", "m", "--seed", "x"], "error LSM-208 invalid value for '--seed': 'x' is not a valid integer"),
+        (["measure", "m", "--seed", "-1"], "error LSM-208 invalid value for '--seed': -1 is not in the range"),
     ],
 )
 def test_usage_errors(arguments, message, capsys):

@@ -82,7 +82,7 @@ class _Verbs(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """As click does it, but with our message for an unknown verb."""
         if args[0] not in VERBS and not args[0].startswith("-"):
-            raise LissomError(201, f'unknown command "{args[0]}"', remedy=nearest(args[0], VERBS))
+            raise LissomError(207, f'unknown command "{args[0]}"', remedy=nearest(args[0], VERBS))
         return super().resolve_command(ctx, args)
 
 

@@ -1,19 +1,23 @@
-"""Options that several verbs share, declared once."""
+"""Options that several verbs share, declared once, and what they stand for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from lissom.errors import LissomError
+
 _Command = TypeVar("_Command", bound=Callable[..., Any] | click.Command)
 
-data = click.option(
-    "--data",
-    metavar="D",
-    help="A folder with train, validation and test as .jsonl, .jsonl.gz, .csv or .parquet, or a `datasets` id.",
-)
+_DATA = "A folder with train, validation and test as .jsonl, .jsonl.gz, .csv or .parquet, or a `datasets` id."
+
+data = click.option("--data", metavar="D", help=_DATA)
+needed_data = click.option("--data", metavar="D", required=True, help=_DATA)
 columns = click.option(
     "--column",
     "columns",
@@ -26,13 +30,51 @@ recipe = click.option("--recipe", metavar="R", required=True, help="A YAML file 
 seed = click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
 threads = click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: all cores.")
 device = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-max_length = click.option("--max-length", type=click.IntRange(1), help="Longest text in tokens. Default: the model's.")
+max_length = click.option(
+    "--max-length", type=click.IntRange(1), default=128, show_default=True, help="Tokens that a text is cut at."
+)
+any_length = click.option(
+    "--max-length", type=click.IntRange(1), help="Tokens that a text is cut at; the model's limit."
+)
 force = click.option("--force", is_flag=True, help="Replace what is in the folder.")
 
 
 def out(what: str) -> Callable[[_Command], _Command]:
     """The folder or file that the verb writes."""
     return click.option("-o", "--out", metavar="PATH", required=True, help=what)
+
+
+def prepared(name: str, count: int | None) -> str:
+    """The device that `--device` means, with torch set to `--threads`."""
+    import torch
+
+    from lissom.runtime import best_device
+
+    if count is not None:
+        torch.set_num_threads(count)
+    return best_device() if name == "auto" else name
+
+
+@contextmanager
+def working_folder(target: str, force: bool) -> Iterator[Path]:
+    """A folder beside `target` for checkpoints, which stays when the work is interrupted, and goes when it is done.
+
+    Raises LissomError 201 before any work when `target` holds something and not `force`.
+    """
+    final = Path(target)
+    if final.is_dir() and any(final.iterdir()) and not force:
+        raise LissomError(
+            201, f"output folder {target} exists and is not empty", remedy="Use --force or another --out."
+        )
+    work = final.with_name(f".{final.name}.unfinished")
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        yield work
+    except BaseException:
+        if not any(work.iterdir()):  # nothing to go on from
+            work.rmdir()
+        raise
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def _pairs(pairs: tuple[str, ...]) -> dict[str, str]:

@@ -33,7 +33,7 @@ _AT_ONCE = 1024  # texts that are read before the first of them is answered
 @click.option("--input", "source", metavar="FILE|-", required=True, help="Texts, or - for standard input.")
 @options.device
 @options.threads
-@options.max_length
+@options.any_length
 def command(
     say: Output, *, subject: str, source: str, device: str, threads: int | None, max_length: int | None
 ) -> None:

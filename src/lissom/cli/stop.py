@@ -104,10 +104,10 @@ def _usage(error: click.ClickException) -> LissomError:
         words = {one.lstrip("-") for parameter in context.command.get_params(context) for one in parameter.opts}
         hint = nearest(error.option_name.lstrip("-"), words).replace(' "', ' "--')
         remedy = hint if hint.startswith("Did") else f"`{context.command_path} --help` lists the options."
-        return LissomError(201, f'unknown option "{error.option_name}"', remedy=remedy)
+        return LissomError(207, f'unknown option "{error.option_name}"', remedy=remedy)
     cause = " ".join(error.format_message().split()).rstrip(".")
     path = context.command_path if context is not None else "lissom"
-    return LissomError(202, cause[:1].lower() + cause[1:], remedy=f"`{path} --help` shows examples.")
+    return LissomError(208, cause[:1].lower() + cause[1:], remedy=f"`{path} --help` shows examples.")
 
 
 def _torch_out_of_memory(error: BaseException) -> bool:
