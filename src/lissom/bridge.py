@@ -30,8 +30,8 @@ def install() -> None:
 
 
 def _register(table: ModuleType) -> None:
+    from lissom.store.config import METHOD
     from lissom.store.quantizer import LissomConfig, LissomQuantizer
-    from lissom.store.record import METHOD
 
     if METHOD not in table.AUTO_QUANTIZER_MAPPING:
         table.register_quantization_config(METHOD)(LissomConfig)

@@ -23,7 +23,8 @@ _CODE = frozenset(
 )
 _HARMLESS = frozenset({"_name_or_path", "_commit_hash", "_attn_implementation_autoset", "_num_labels"})
 _LABELS = frozenset({"id2label", "label2id"})  # their keys are anybody's words
-QUANTIZERS = frozenset({"lissom", "compressed-tensors"})
+METHOD = "lissom"  # the quant_method of our own `quantization_config`
+QUANTIZERS = frozenset({METHOD, "compressed-tensors"})
 
 _LAYERS = re.compile(r"(num_)?(hidden_|encoder_|decoder_)?layers?|n_layers?|num_(en|de)coder_layers|num_hidden_groups")
 _WIDTHS = re.compile(
@@ -66,12 +67,15 @@ def _positive(key: str) -> bool:
 def clean(value: Any, place: str, dropped: list[str], key: str = "") -> Any:
     """`value` without the entries that could lead to code; their names are added to `dropped`."""
     if isinstance(value, list):
-        return [clean(one, place, dropped) for one in value]
+        return [clean(one, place, dropped, key or "[]") for one in value]
     if not isinstance(value, dict) or key in _LABELS:
         return value
     kept = {}
     for name, one in value.items():
-        if names_code(name):
+        packing = name == "quantization_config"
+        if packing and not key and isinstance(one, dict) and one.get("quant_method") == METHOD:
+            kept[name] = one  # a record, and refused as a whole if it is not one
+        elif names_code(name) or (packing and key):
             if name not in _HARMLESS and one not in (None, False, {}, []):
                 dropped.append(name)
         else:

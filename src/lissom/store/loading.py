@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +12,17 @@ from lissom.errors import LissomError, nearest
 from lissom.store.config import first_line, read_config
 from lissom.store.record import record_from_json
 from lissom.store.saving import FORMAT, MANIFEST, WEIGHTS
+from lissom.store.skeleton import own_memory
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 INDEX = "model.safetensors.index.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
 _WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 
@@ -39,24 +44,22 @@ def load(
     Raises LissomError LSM-401 for pickles, 402 to 423 for broken files, 404 for a folder without weights, 431 to 434
     for configs, 441 to 446 for structures that do not fit, 461, 462 for digests, 703 for a hub id that cannot be had.
     """
-    from lissom.bridge import install
-
-    install()
     folder = _local(source, revision)
     manifest = _manifest(folder)
     _check_weights(folder)
     config = read_config(_config_entries(folder), str(folder / "config.json"))
     kind = _class(auto_class or manifest.get("class") or _architecture(config))
     try:
-        model, info = kind.from_pretrained(
-            str(folder),
-            config=config,
-            dtype=dtype or "auto",
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        with _no_bar():
+            model, info = kind.from_pretrained(
+                str(folder),
+                config=config,
+                dtype=dtype or "auto",
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
     except LissomError:
         raise
     except (ValueError, RuntimeError, OSError, TypeError, KeyError, AttributeError) as error:
@@ -65,6 +68,7 @@ def load(
         if auto_class is None:
             _check_complete(info, folder)
         record_from_json(manifest).attach(model)
+    own_memory(model)
     made: PreTrainedModel = model.to(device)
     return made
 
@@ -77,7 +81,11 @@ def load_tokenizer(source: str | Path, *, revision: str | None = None) -> PreTra
     from transformers import AutoTokenizer
 
     folder = _local(source, revision)
+    _manifest(folder, but=WEIGHTS)
     path = files.inside(folder, "tokenizer_config.json", hard_links=True)
+    if not any(files.inside(folder, name, hard_links=True).exists() for name in _TOKENIZERS):
+        # transformers would make one with an empty vocabulary
+        raise LissomError(435, "there is no tokenizer", place=str(folder), remedy="Save it beside the model.")
     entries = files.read_json(path) if path.exists() else {}
     templates = entries.get("chat_template") if isinstance(entries, dict) else None
     for one in templates if isinstance(templates, list) else ():
@@ -88,9 +96,24 @@ def load_tokenizer(source: str | Path, *, revision: str | None = None) -> PreTra
             str(folder), local_files_only=True, trust_remote_code=False
         )
     except Exception as error:
-        cause = f"there is no tokenizer that transformers can read: {first_line(error)}"
-        raise LissomError(435, cause, place=str(folder), remedy="Save the tokenizer beside the model.") from error
+        cause = f"transformers cannot read the tokenizer: {first_line(error)}"
+        raise LissomError(435, cause, place=str(folder), remedy="Save it again beside the model.") from error
     return made
+
+
+@contextlib.contextmanager
+def _no_bar() -> Iterator[None]:
+    """Keep the bar of transformers off the terminal: a load takes a moment, and progress is the caller's to show."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    if shown:
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _local(source: str | Path, revision: str | None) -> Path:
@@ -135,8 +158,11 @@ def _config_entries(folder: Path) -> Any:
     return files.read_json(path, limit_mb=10)
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
-    """The content of `lissom.json`, after all files it lists were compared with their digests; {} without one."""
+def _manifest(folder: Path, *, but: str = "") -> dict[str, Any]:
+    """The content of `lissom.json`, after the files it lists, but one, were compared with their digests.
+
+    {} for a folder that has none.
+    """
     path = files.inside(folder, MANIFEST, hard_links=True)
     if not path.exists():
         return {}
@@ -153,7 +179,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
         file = files.inside(folder, name, hard_links=True)  # its content is known, so links give nothing away
         if not file.exists():
             raise LissomError(462, f"{name} is missing", place=str(folder), remedy="Copy the whole folder again.")
-        if name != "README.md" and files.digest(file) != wanted:  # people edit the card, and nothing depends on it
+        # people edit the card, and nothing depends on it
+        if name not in {"README.md", but} and files.digest(file) != wanted:
             cause = f"digest of {name} does not match {MANIFEST}"
             raise LissomError(461, cause, place=str(folder), remedy="It was damaged or changed. Copy it again.")
     return entries

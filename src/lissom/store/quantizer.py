@@ -12,8 +12,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from lissom.edits import Editor
 from lissom.errors import LissomError
 from lissom.files import check_safetensors
-from lissom.store.record import METHOD, record_from_json
-from lissom.store.skeleton import declared_ties, edited_ties, put_back, replay
+from lissom.store.config import METHOD
+from lissom.store.record import record_from_json
+from lissom.store.skeleton import declared_ties, edited_ties, own_memory, put_back, replay
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -44,7 +45,8 @@ class LissomQuantizer(HfQuantizer):
         replay(model, self._record)
         tied = edited_ties(model)
         model.all_tied_weights_keys = declared_ties(model)
-        _compare(model, {**tied, **model.all_tied_weights_keys}, context.get("checkpoint_files") or [])
+        if [type(model).__name__] == model.config.architectures:  # another head takes what it knows and no more
+            _compare(model, {**tied, **model.all_tied_weights_keys}, context.get("checkpoint_files") or [])
         # transformers fills places that no file names with random numbers; `settle` puts the shared tensors there
         ignored = {f"^{re.escape(name)}$" for name in tied}
         model._keys_to_ignore_on_load_missing = ignored | set(model._keys_to_ignore_on_load_missing or ())
@@ -54,6 +56,7 @@ class LissomQuantizer(HfQuantizer):
         del model._keys_to_ignore_on_load_missing
         self.remove_quantization_config(model)  # type: ignore[no-untyped-call]
         Editor(model).settle()
+        own_memory(model)
 
     def is_serializable(self) -> bool:
         """Whether transformers may save the model."""

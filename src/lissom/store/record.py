@@ -8,8 +8,6 @@ from lissom.edits import Record, edit_from_json
 from lissom.errors import LissomError
 from lissom.store.config import check_bounds, names_code
 
-METHOD = "lissom"
-
 
 def record_to_json(record: Record) -> dict[str, Any]:
     """A record as plain JSON values."""

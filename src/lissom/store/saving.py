@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from lissom.edits import Record
 from lissom.errors import LissomError
 from lissom.files import digests, new_folder, write_json, write_text
-from lissom.store.record import METHOD, record_to_json
+from lissom.store.config import METHOD
+from lissom.store.record import record_to_json
 from lissom.store.skeleton import declared_ties, edited_ties, shapes, skeleton
 
 if TYPE_CHECKING:
@@ -84,8 +85,7 @@ def _ties_from_config(model: PreTrainedModel) -> dict[str, str] | None:
     ties = declared_ties(empty)
     if shapes(empty) != shapes(model):
         return None
-    alone = all(len(set(names) - ties.keys()) == 1 for names in _shared(model))
-    return ties if alone else None
+    return None if _untied(model, ties) else ties
 
 
 def _ties_from_record(model: PreTrainedModel, record: Record) -> dict[str, str]:
@@ -97,20 +97,26 @@ def _ties_from_record(model: PreTrainedModel, record: Record) -> dict[str, str]:
         there, here = (side.get(name, ("no tensor",))[0] for side in (wanted, found))
         cause = f"the edits on record give {there}, the model has {here}"
         raise LissomError(442, cause, place=name, remedy="Change a model's structure through an Editor only.")
-    return {**declared_ties(empty), **edited_ties(empty)}
+    ties = {**declared_ties(empty), **edited_ties(empty)}
+    lost = _untied(model, ties)
+    if lost:
+        cause = f"it is the same tensor as {lost[1]}, and no edit on record says so"
+        raise LissomError(442, cause, place=lost[0], remedy="Share layers by an edit, or give each its own copy.")
+    return ties
 
 
 def _identity(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
 
 
-def _shared(model: PreTrainedModel) -> list[list[str]]:
-    """Groups of names that are one and the same tensor."""
+def _untied(model: PreTrainedModel, ties: Mapping[str, str]) -> list[str]:
+    """The first names that are one and the same tensor in the model and would not be after loading; or none."""
     groups: dict[tuple[Any, ...], list[str]] = {}
     for name, tensor in model.state_dict().items():
         if tensor.numel():
             groups.setdefault(_identity(tensor), []).append(name)
-    return [names for names in groups.values() if len(names) > 1]
+    left = ([name for name in names if name not in ties] for names in groups.values())
+    return next((names for names in left if len(names) > 1), [])
 
 
 def _write_weights(model: PreTrainedModel, path: Path, ties: Mapping[str, str]) -> None:
