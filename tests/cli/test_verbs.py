@@ -180,6 +180,8 @@ def test_measure_and_report(capsys, compressed):
     assert [row["subject"] for row in document["rows"]] == [str(place / "model"), str(place / "out")]
     assert [one["name"] for one in document["rows"][1]["readings"]] == ["accuracy", "keep", "size_mb", "speedup"]
     page = place / "report.html"
+    (place / "measured.json").write_text(json.dumps(document) + "\n")
+    assert run(["report", str(place / "measured.json"), "--out", str(page)]) == 0
     code, text, _ = said(capsys, "report", place / "rows.jsonl", "--vs", place / "model", "--out", page)
     assert (code, text) == (0, f"{page}\n")
     assert page.read_text().startswith("<!doctype html>")

@@ -29,7 +29,7 @@ _log = logging.getLogger("lissom")
 
 
 def read_rows(paths: Iterable[str | Path]) -> list[Row]:
-    """The rows of all `paths`, in order.
+    """The rows of all `paths`, in order. A file holds one row a line, or what `lissom measure --json` prints.
 
     A last line that was cut off while it was written is left out with a warning. A missing file, or one with no row in
     it, is an error.
@@ -94,12 +94,12 @@ def _read(path: Path) -> Iterator[Row]:
     found = False
     for number, line in enumerate(whole, start=1):
         if line.strip():
-            yield _parse(line, f"{path}:{number}")
+            yield from _parse(line, f"{path}:{number}")
             found = True
     if last.strip():
         place = f"{path}:{len(whole) + 1}"
         if _is_json(last):
-            yield _parse(last, place)
+            yield from _parse(last, place)
             found = True
         else:
             _log.warning("%s: the last line was cut off while it was written; it is left out", place)
@@ -107,19 +107,23 @@ def _read(path: Path) -> Iterator[Row]:
         raise _unreadable(path, "it holds no row")
 
 
-def _parse(line: bytes, place: str) -> Row:
+def _parse(line: bytes, place: str) -> list[Row]:
+    """The row of a line; or the rows of the document that `lissom measure --json` prints."""
     if len(line) > _LINE_LIMIT:
         raise _too_large(place, f"the line has {len(line):,} bytes", _LINE_LIMIT)
     try:
-        row: Row = _decode(line)
+        found = _decode(line)
     except UnicodeDecodeError:
         raise _invalid(place, "the line is not UTF-8") from None
     except RecursionError:
         raise _invalid(place, "the line is nested too deeply") from None
     except ValueError as error:
         raise _invalid(place, f"the line is not JSON: {error}") from None
-    check_row(row, place)
-    return row
+    listed = found.get("rows") if isinstance(found, dict) else None
+    rows: list[Row] = listed if isinstance(listed, list) and listed else [found]
+    for row in rows:
+        check_row(row, place)
+    return rows
 
 
 def _decode(line: bytes) -> Any:

@@ -21,7 +21,7 @@ from lissom.cli.output import Output
 def command(say: Output, *, rows: tuple[str, ...], reference: str | None, title: str, out: str) -> None:
     """Write one self-contained HTML page: table, charts, how every number was taken, how to reproduce it.
 
-    ROWS are files of JSON lines, as `lissom measure --out` writes them.
+    ROWS are files that `lissom measure --out` wrote, or what `lissom measure --json` printed.
     """
     from lissom.bench.report import report
     from lissom.bench.rows import read_rows
