@@ -15,7 +15,7 @@ def test_every_row_stands_in_one_batch_and_no_batch_is_over_the_budget(lengths: 
 
     assert sorted(row for rows in batches for row in rows) == list(range(len(lengths)))
     for rows in batches:
-        padded = len(rows) * max(max(lengths[row] for row in rows), 1)
+        padded = len(rows) * max(1, *(lengths[row] for row in rows))
         assert padded <= budget or len(rows) == 1
 
 

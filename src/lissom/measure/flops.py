@@ -25,18 +25,18 @@ AGREE = 0.02  # the two counts may differ by this share
 
 def flops(runner: Runner, texts: Sequence[Text]) -> Reading:
     """Operations for one text of the median length of `texts` in this runner's tokens."""
-    tokens = round(statistics.median(len(one.ids) for one in runner.encode(texts))) if texts else 0
-    if not tokens:
+    model: Any = getattr(runner, "model", None)
+    graph: Any = getattr(runner, "graph", None)
+    if model is None and graph is None:
+        return taken("flops", None, f"Not taken: the {runner.name} engine shows no operations to count.")
+    if not texts:
         return taken("flops", None, "Not taken: there is no text to take a length from.")
-    model = getattr(runner, "model", None)
+    tokens = round(statistics.median(len(one.ids) for one in runner.encode(texts)))
     if model is not None:
         return model_flops(model, tokens)
-    graph = getattr(runner, "graph", None)
-    if graph is not None:
-        from lissom.measure.graph import graph_flops
+    from lissom.measure.graph import graph_flops
 
-        return graph_flops(runner, graph, tokens)
-    return taken("flops", None, f"Not taken: the {runner.name} engine shows no operations to count.")
+    return graph_flops(runner, graph, tokens)
 
 
 def model_flops(model: nn.Module, tokens: int) -> Reading:
@@ -48,7 +48,7 @@ def model_flops(model: nn.Module, tokens: int) -> Reading:
         first = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         return taken("flops", None, f"Not taken: the model does not run on input_ids of {shape} alone ({first}).")
     names = ", ".join(name for name, _ in rest.most_common(5))
-    how = f"Matrix products of {shape} (2 operations a multiply and add), counted by torch while it ran. "
+    how = f"Matrix products of {shape} (2 operations a multiply and add), counted by torch's formulas while it ran. "
     how += f"Not counted: {sum(rest.values())} calls of {len(rest)} other operators (most often {names}). "
     try:
         analytic = linear + _attention(model, tokens)
@@ -61,25 +61,21 @@ def model_flops(model: nn.Module, tokens: int) -> Reading:
 
 
 def _run(model: nn.Module, tokens: int) -> tuple[int, Counter[str], int]:
-    """Operations that torch counted, calls of operators that it has no count for, and those of linear modules."""
+    """Operations that torch has formulas for, calls of operators without one, and operations of linear modules."""
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
     device = next(iter(model.parameters()), torch.empty(0)).device
-    ids = torch.ones((1, tokens), dtype=torch.int64, device=device)
-    seen = _Linears(model)
-    counter = FlopCounterMode(display=False, custom_mapping=_more_counts())
-    other = _other_operators(counter)
+    seen, counted = _Linears(model), _counting()
     training = model.training
     with ExitStack() as stack:
         stack.callback(model.train, training)
         model.train(False)
         stack.callback(seen.stop)
         stack.enter_context(torch.no_grad())
-        stack.enter_context(counter)
-        stack.enter_context(other)
-        model(input_ids=ids, attention_mask=torch.ones_like(ids))
-    return int(counter.get_total_flops()), other.calls, seen.total
+        stack.enter_context(counted)
+        ids = torch.ones((1, tokens), dtype=torch.int64, device=device)
+        model(input_ids=ids, attention_mask=ids)
+    return counted.total, counted.calls, seen.total
 
 
 class _Linears:
@@ -114,33 +110,54 @@ def _attention(model: nn.Module, tokens: int) -> int:
     return total
 
 
-def _other_operators(counter: Any) -> Any:
-    """A mode that notes the operators that `counter` has no formula for; views and copies are left out."""
-    from torch.utils._python_dispatch import TorchDispatchMode
+def _counting() -> Any:
+    """A mode that adds up operations by torch's table of formulas, and notes calls of operators that are not in it.
 
-    class Others(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    `FlopCounterMode` reads the same table, but it also follows the modules, and fails where one gets a parameter as
+    its input (DeBERTa). Views are not noted.
+    """
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils.flop_counter import flop_registry
+
+    formulas = {**flop_registry, **_more_formulas()}
+
+    class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __init__(self) -> None:
             super().__init__()  # type: ignore[no-untyped-call]
+            self.total = 0
             self.calls: Counter[str] = Counter()
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if func._overloadpacket not in counter.flop_registry and not func.is_view:
-                self.calls[func._overloadpacket._qualified_op_name.rpartition("::")[2]] += 1
-            return func(*args, **(kwargs or {}))
+            kwargs = kwargs or {}
+            packet = func._overloadpacket
+            if packet is torch.ops.aten._local_scalar_dense and args[0].is_meta:
+                return 1  # an empty tensor has no values; transformers asks one whether a mask is all ones
+            if packet not in formulas:
+                with self:
+                    parts = func.decompose(*args, **kwargs)
+                if parts is not NotImplemented:
+                    return parts
+            out = func(*args, **kwargs)
+            if packet in formulas:
+                self.total += int(formulas[packet](*args, **kwargs, out_val=out))
+            elif not func.is_view:
+                self.calls[packet._qualified_op_name.rpartition("::")[2]] += 1
+            return out
 
-    return Others()
+    return Counting()
 
 
-def _more_counts() -> dict[Any, Any]:
-    """Formulas for operators that torch's table leaves out: attention on a CPU and our int8 kernel."""
+def _more_formulas() -> dict[Any, Any]:
+    """What torch's table leaves out: attention on a CPU and the kernel of our int8 layers."""
     import torch
 
-    def attention(q: Any, k: Any, v: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-        rows, heads, length, width = q
-        return int(2 * rows * heads * length * k[-2] * (width + v[-1]))
+    def attention(q: Any, k: Any, v: Any, *args: Any, **kwargs: Any) -> int:
+        rows, heads, length, width = q.shape
+        return int(2 * rows * heads * length * k.shape[-2] * (width + v.shape[-1]))
 
-    def int8(x: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-        return int(2 * x[0] * x[1] * out_shape[-1])
+    def int8(x: Any, *args: Any, out_val: Any, **kwargs: Any) -> int:
+        return int(2 * x.numel() * out_val.shape[-1])
 
     found: dict[Any, Any] = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
     if hasattr(torch.ops.onednn, "qlinear_pointwise"):

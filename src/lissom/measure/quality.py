@@ -112,7 +112,7 @@ def _answered(answers: list[str], rows: datasets.Dataset, task: Task) -> list[Sc
 
 def _modelled(losses: NDArray[Any], rows: datasets.Dataset, task: Task) -> list[Scores]:
     how = (
-        "exp of the mean next-token loss over windows of the running text; the first token of a window is not counted."
+        "Exponential of the mean next-token loss over windows of the running text; first tokens of windows not counted."
     )
     return [additive("perplexity", losses, lambda sums: np.exp(ratio_of_sums(sums)), how)]
 

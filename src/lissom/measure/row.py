@@ -72,9 +72,12 @@ def measure(
     metrics: reading names; None takes all that the task has.  rounds, speed_texts: of the timed part; the texts are
         drawn from the split with `seed`, and memory is measured with the same ones.
     report: called with a short phrase and the fraction that is done.
-    Raises LissomError LSM-215 for an unknown reference, LSM-216 for an unknown metric, LSM-854 without rows.
+    Raises LissomError LSM-215 for an unknown reference, LSM-216 for an unknown metric, LSM-217 for no rounds,
+    LSM-854 for a split without rows.
     """
     wanted = _wanted(metrics, subjects, reference)
+    if rounds < 1 or speed_texts < 1:
+        raise LissomError(217, f"{rounds} rounds of {speed_texts} texts are asked for, at least 1 of 1 is needed")
     groups = {METRICS[name].group for name in wanted}
     rows = data.split(split)
     if not len(rows):
@@ -185,9 +188,7 @@ def _wanted(metrics: Sequence[str] | None, subjects: Mapping[str, Runner], refer
     return [name for name in metrics or METRICS if METRICS[name].group not in left_out]
 
 
-def _chosen(
-    found: list[Reading], wanted: list[str], *, explicit: bool, kind: str, itself: bool
-) -> tuple[Reading, ...]:
+def _chosen(found: list[Reading], wanted: list[str], *, explicit: bool, kind: str, itself: bool) -> tuple[Reading, ...]:
     """The readings that were asked for; one that the task does not have says so, if it was named.
 
     itself: the subject is the reference; what compares with the reference is 1 by definition.
