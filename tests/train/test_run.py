@@ -299,5 +299,5 @@ def test_progress_is_reported_and_nothing_is_printed(tmp_path, capfd):
 
 
 def test_no_rows(tmp_path):
-    with pytest.raises(LissomError, match=r"LSM-841 there are no rows to train on\. Give more or longer texts\."):
+    with pytest.raises(LissomError, match=r"LSM-827 there are no rows to train on\. Give more or longer texts\."):
         train(tiny.model("bert", CLASSIFIER), rows().select([]), TASK, work=tmp_path)

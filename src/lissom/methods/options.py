@@ -144,7 +144,8 @@ def _schemas(kind: type[Method], path: Path) -> list[dict[str, Any]]:
 
     def inner(part: dict[str, Any], key: str | int) -> Any:
         if isinstance(key, int):
-            return part.get("items")
+            fixed = part.get("prefixItems", [])
+            return fixed[key] if key < len(fixed) else part.get("items")
         return part.get("properties", {}).get(key, part.get("additionalProperties"))
 
     parts = list(opened(whole))

@@ -82,6 +82,8 @@ class Engine(Trainer):
         self.loss_is_scaled_for_ga = False  # objectives are means of a batch: Trainer divides by accumulated batches
         self.model_accepts_loss_kwargs = False
         self.good = Kept(0, checkpoint.copied(model))
+        if teacher is not None:
+            nn.Module.to(teacher, args.device)
         self.beside = self._begin(rows[0], pad_id).to(args.device)
 
     def _begin(self, row: Row, pad_id: int) -> nn.ModuleDict:

@@ -61,6 +61,7 @@ def test_the_recipe_of_the_design_reads():
             'Did you mean "temperature"?',
         ),
         ({"logits": {"weight": 0}}, "LSM-314 learn.logits.weight: learn.logits.weight 0 is outside 0 and above"),
+        ({"hidden": {"layers": [[1, -2]]}}, "learn.hidden.layers.0.1 -2 is outside 0 and above."),
         ({"hidden": {"layers": "unifrom"}}, 'Did you mean "uniform"?'),
         ({}, "LSM-319 learn: learn names no objective. Known: task, logits, hidden."),
     ],
@@ -75,12 +76,12 @@ def test_a_teacher_that_is_missing(tmp_path):
     with pytest.raises(LissomError) as caught:
         Tune(learn={"task": {}, "logits": {}}).check(dissect(student()), given(tmp_path))
     assert str(caught.value) == (
-        "LSM-318 learn: logits learns from a teacher, and there is none. Give one, or learn only the task."
+        "LSM-317 learn: logits learns from a teacher, and there is none. Give one, or learn only the task."
     )
 
 
 def test_a_tokenizer_that_is_missing(tmp_path):
-    with pytest.raises(LissomError, match="LSM-318 there is no tokenizer to read the training data with"):
+    with pytest.raises(LissomError, match="LSM-317 there is no tokenizer to read the training data with"):
         Tune().check(dissect(student()), given(tmp_path, tokenizer=None))
 
 

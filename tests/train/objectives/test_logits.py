@@ -93,5 +93,5 @@ def test_other_classes_are_refused():
 
 def test_no_teacher_is_refused():
     lonely = Answers(inputs={}, student=SequenceClassifierOutput(logits=torch.zeros(1, 2)))
-    with pytest.raises(LissomError, match=r"LSM-318 there is no teacher to learn from\. Give one, or learn only"):
+    with pytest.raises(LissomError, match=r"LSM-317 there is no teacher to learn from\. Give one, or learn only"):
         Logits().begin(lonely)

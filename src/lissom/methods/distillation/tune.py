@@ -56,21 +56,21 @@ class Tune(Method):
     ] = None
 
     def check(self, anatomy: Anatomy, given: Given) -> None:
-        """Raises LSM-318 without tokenizer or teacher, 319 when nothing is learnt, 715 for hidden of two stacks."""
+        """Raises LSM-317 without tokenizer or teacher, 319 when nothing is learnt, 715 for hidden of two stacks."""
         if given.tokenizer is None:
-            raise LissomError(318, "there is no tokenizer to read the training data with", remedy="Give one.")
+            raise LissomError(317, "there is no tokenizer to read the training data with", remedy="Give one.")
         for name, objective in self._objectives(given).items():
             if objective.teacher and given.teacher is None:
                 cause = f"{name} learns from a teacher, and there is none"
-                raise LissomError(318, cause, place="learn", remedy="Give one, or learn only the task.")
+                raise LissomError(317, cause, place="learn", remedy="Give one, or learn only the task.")
             if objective.hidden and len(anatomy.stacks) > 1:
                 cause = f"{name} compares one row of layers, and {anatomy.family} has an encoder and a decoder"
                 raise LissomError(715, cause, place="learn", remedy="Use logits.")
 
     def apply(self, editor: Editor, given: Given) -> None:
-        """Train `editor.model` in place. Raises LSM-841 without rows, LSM-905 when the loss is NaN or infinite."""
+        """Train `editor.model` in place. Raises LSM-827 without rows, LSM-905 when the loss is NaN or infinite."""
         if given.data is None or given.tokenizer is None:
-            raise LissomError(318, "there is no data or no tokenizer to train with", remedy="Give both.")
+            raise LissomError(317, "there is no data or no tokenizer to train with", remedy="Give both.")
         task, tokenizer = given.data.task, given.tokenizer
         pad_id = tokenizer.pad_token_id or 0
         validate = None

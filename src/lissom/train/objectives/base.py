@@ -37,9 +37,9 @@ class Answers:
 
     @property
     def taught(self) -> ModelOutput:
-        """The teacher's answers. Raises LSM-318 when there is no teacher."""
+        """The teacher's answers. Raises LSM-317 when there is no teacher."""
         if self.teacher is None:
-            raise LissomError(318, "there is no teacher to learn from", remedy="Give one, or learn only the task.")
+            raise LissomError(317, "there is no teacher to learn from", remedy="Give one, or learn only the task.")
         return self.teacher
 
     @property
