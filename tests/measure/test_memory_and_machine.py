@@ -12,7 +12,8 @@ import pytest
 
 from lissom.measure.machine import machine, versions
 from lissom.measure.memory import peak_memory
-from lissom.runtime import OnnxRunner
+from lissom.runtime import OnnxRunner, open_runner
+from tests import tiny
 from tests.measure.fakes import Fake
 from tests.runtime import made
 
@@ -28,6 +29,17 @@ def test_a_large_graph_takes_its_size_more(tmp_path: Path) -> None:
     assert 120 < values[1] - values[0] < 600
     assert readings[0].n == 1
     assert "of a fresh process that opens the subject and answers 2 texts" in readings[0].how
+
+
+def test_a_torch_folder_is_opened_by_the_process(tmp_path: Path) -> None:
+    tiny.model("bert", "AutoModelForSequenceClassification").save_pretrained(tmp_path)
+    made.tokenizer().save_pretrained(tmp_path)
+    pairs = [("good film", "bad end")]
+
+    reading = peak_memory(open_runner(tmp_path), pairs, "classification", runs=1)
+
+    assert reading.value is not None, reading.how
+    assert reading.value > 100  # torch alone
 
 
 def test_the_memory_of_this_process_does_not_leak_into_the_reading(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -16,7 +17,10 @@ from lissom.measure.questions import best_span, word_overlap
 from lissom.measure.scores import Scores, additive, keep_reading, quality_reading, ratio_of_sums, resamples
 from lissom.measure.tagging import span_counts, spans
 from lissom.measure.windows import next_token_losses
+from lissom.runtime import TorchRunner
+from tests import tiny
 from tests.measure.fakes import Fake, reviews
+from tests.runtime import made
 
 
 def _classified(gold: list[int], said: list[int], classes: int) -> dict[str, Scores]:
@@ -215,6 +219,19 @@ def test_perplexity_by_hand() -> None:
     data = load_data({"test": {"text": ["0 1 2 3 0", "1 1"]}})
     (scores,) = scores_of(losses, data.split("test"), data.task)
     assert scores.point() == pytest.approx((0.7**4 * 0.1) ** (-1 / 5))
+
+
+def test_perplexity_agrees_with_the_loss_of_transformers() -> None:
+    runner = TorchRunner(tiny.model("gpt2", "AutoModelForCausalLM"), made.tokenizer(), max_length=6)
+    texts = ["the end is near and far", "a very good film and a bad end"]
+    ids = torch.tensor([runner.token_ids("\n\n".join(texts))])
+    with torch.inference_mode():
+        windows = [runner.model(input_ids=one, labels=one).loss.item() for one in ids.split(6, dim=1)]
+
+    losses = next_token_losses(runner, texts)
+
+    assert len(losses) == len(windows)
+    np.testing.assert_allclose(losses[:, 0] / losses[:, 1], windows, rtol=1e-5)
 
 
 def test_windows_are_spread_over_a_long_text() -> None:

@@ -279,6 +279,21 @@ def test_a_subject_opens_with_its_engine(tmp_path: Path) -> None:
         open_runner(tiny.model("bert"), variant="fp16")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_saved_folder_opens_in_torch_and_in_float32(tmp_path: Path, dtype: torch.dtype) -> None:
+    model = tiny.model("bert", "AutoModelForSequenceClassification").to(dtype)
+    model.save_pretrained(tmp_path)
+    made.tokenizer().save_pretrained(tmp_path)
+
+    runner = open_runner(tmp_path, max_length=20, threads=1)
+
+    assert isinstance(runner, TorchRunner)
+    assert (runner.model.dtype, runner.max_length, runner.folder) == (torch.float32, 20, tmp_path)
+    assert [file.name for file in runner.files] == ["model.safetensors"]
+    expected = TorchRunner(model.float(), made.tokenizer()).predict(TEXTS[:2])
+    np.testing.assert_allclose(runner.predict(TEXTS[:2]), expected, atol=1e-5)
+
+
 def _shared_bert(cache: list[TorchRunner] = []) -> TorchRunner:  # noqa: B006  one model for all examples
     if not cache:
         cache.append(TorchRunner(tiny.model("bert", "AutoModelForSequenceClassification"), made.tokenizer()))

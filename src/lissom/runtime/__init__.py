@@ -48,6 +48,9 @@ def open_runner(
     subject: a folder, an exported folder, a hub id, or a transformers model (then give `tokenizer`).
     device: "cpu", "cuda" or "auto"; None means the CPU for what is loaded here, and a model object stays where it is.
     variant: which graph of an exported folder; see `OnnxRunner`.
+    A folder in float16 runs in float32 on the CPU, which computes float16 two to four times slower than float32: a
+    reference that is slow for such a reason would flatter what is compared with it.
+    Raises LissomError LSM-214 for a variant of something that has no graphs.
     """
     if isinstance(subject, str | Path) and any((Path(subject) / "onnx").glob("model*.onnx")):
         from lissom.runtime.onnx import OnnxRunner
@@ -60,10 +63,14 @@ def open_runner(
     if not isinstance(subject, str | Path):
         device = best_device() if device == "auto" else device
         return TorchRunner(subject, tokenizer, device=device, threads=threads, max_length=max_length)
+    import torch
+
     from lissom.store import load, load_tokenizer
 
     device = best_device() if device == "auto" else device or "cpu"
     model = load(subject, device=device)
+    if device == "cpu" and model.dtype == torch.float16:
+        torch.nn.Module.to(model, torch.float32)
     folder = Path(subject) if Path(subject).is_dir() else None
     return TorchRunner(
         model,
