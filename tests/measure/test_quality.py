@@ -222,7 +222,7 @@ def test_perplexity_by_hand() -> None:
 
 
 def test_perplexity_agrees_with_the_loss_of_transformers() -> None:
-    runner = TorchRunner(tiny.model("gpt2", "AutoModelForCausalLM"), made.tokenizer(), max_length=6)
+    runner = TorchRunner(tiny.model("llama", "AutoModelForCausalLM"), made.tokenizer(), max_length=6)
     texts = ["the end is near and far", "a very good film and a bad end"]
     ids = torch.tensor([runner.token_ids("\n\n".join(texts))])
     with torch.inference_mode():
