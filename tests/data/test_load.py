@@ -198,7 +198,7 @@ def test_columns_can_be_named() -> None:
 def test_faults_of_columns() -> None:
     source = {"headline": ["a", "b"], "topic": ["x", "y"]}
     assert fault(source) == (
-        'LSM-819 data: no text column among: headline, topic. Name it: columns={"text": ...}, or --text-column.'
+        'LSM-819 data: no text column among: headline, topic. Name it: columns={"text": ...}, or --column text=NAME.'
     )
     assert fault(source, columns={"text": "headlin"}) == (
         'LSM-818 data: there is no column "headlin". Did you mean "headline"?'
@@ -612,7 +612,7 @@ def test_questions(answers: Any) -> None:
 )
 def test_faults_of_answers(answers: Any, message: str) -> None:
     found = fault({"question": ["what"], "context": ["a b c"], "answers": [answers]})
-    assert found.startswith(f'LSM-827 data row 1, column "answers": {message}')
+    assert found.startswith(f'LSM-828 data row 1, column "answers": {message}')
 
 
 # splits

@@ -36,7 +36,7 @@ def charts(rows: Sequence[Row], reference: str | None = None, *, floor: float | 
     """One Vega-Lite specification for each of AGAINST that at least two rows can be drawn in, by its name.
 
     floor: the lowest quality that is good enough, in the unit of the quality; drawn as a dashed line.
-    Raises LissomError LSM-218, LSM-843 or LSM-844 when the rows cannot be compared.
+    Raises LissomError LSM-215, LSM-843 or LSM-844 when the rows cannot be compared.
     """
     shown = latest(rows)
     base = find(shown, reference)

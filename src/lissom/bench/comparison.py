@@ -64,14 +64,14 @@ def names(rows: Sequence[Row]) -> list[str]:
 def find(rows: Sequence[Row], reference: str | None) -> Row | None:
     """The row of the reference, given by its subject or its name as `names` has it.
 
-    Raises LissomError LSM-218 if there is none.
+    Raises LissomError LSM-215 if there is none.
     """
     if reference is None:
         return None
     for key in (names(rows), [row["subject"] for row in rows]):
         if reference in key:
             return rows[key.index(reference)]
-    raise LissomError(218, f'no row of "{reference}" to compare with', remedy=nearest(reference, names(rows)))
+    raise LissomError(215, f'no row of "{reference}" to compare with', remedy=nearest(reference, names(rows)))
 
 
 def reading(row: Row, name: str) -> Reading | None:

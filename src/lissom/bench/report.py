@@ -54,7 +54,7 @@ def report(
     reference: the subject that the others are compared with; without one nothing is compared.
     steps: what each step of the recipe did: `name`, `options`, `seconds`, the numbers of parameters `before` and
         `after`, and perhaps a `note` in words.  reproduce: the command lines that lead here.
-    Raises LissomError LSM-841 (a row is not valid), LSM-843 or LSM-844 (rows that cannot be compared), LSM-218 (no such
+    Raises LissomError LSM-841 (a row is not valid), LSM-843 or LSM-844 (rows that cannot be compared), LSM-215 (no such
     reference), LSM-602 or LSM-603 (the file cannot be written).
     """
     for place, row in enumerate(rows, start=1):

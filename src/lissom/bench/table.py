@@ -100,7 +100,7 @@ class Line:
 def lines(rows: Sequence[Row], reference: str | None = None) -> list[Line]:
     """One Line for each quantity that any of `rows` has, in the order of LABELS; the cells follow `latest(rows)`.
 
-    Raises LissomError LSM-218, LSM-843 or LSM-844 when the rows cannot be compared.
+    Raises LissomError LSM-215, LSM-843 or LSM-844 when the rows cannot be compared.
     """
     shown = latest(rows)
     base = find(shown, reference)

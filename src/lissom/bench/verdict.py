@@ -33,7 +33,7 @@ class Verdict:
 def verdict(rows: Sequence[Row], reference: str | None = None) -> Verdict:
     """The verdict on the best of `rows`: the fastest that is not shown to lose quality, else the one that keeps most.
 
-    Raises LissomError LSM-218, LSM-843 or LSM-844 when the rows cannot be compared.
+    Raises LissomError LSM-215, LSM-843 or LSM-844 when the rows cannot be compared.
     """
     shown = latest(rows)
     base = find(shown, reference)

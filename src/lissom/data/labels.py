@@ -71,7 +71,8 @@ def index_labels(
         ordered = _ordered(values)
         if len(ordered) > 50 and len(ordered) > rows / 2:
             cause = f"{len(ordered)} different labels in {rows} rows are no set of classes"
-            raise LissomError(813, cause, remedy="Name the label column: columns={...}, or --label-column.")
+            remedy = 'Name the label column: columns={"label": ...}, or --column label=NAME.'
+            raise LissomError(813, cause, remedy=remedy)
         names = tuple(str(value) for value in ordered)
         index = {value: at for at, value in enumerate(ordered)}
     else:

@@ -57,7 +57,7 @@ def load_data(
     model_labels: the labels of the model that will read the data, in the order of its outputs; labels are brought
         into that order. One label alone means a regression.
     Notes about rows left out and the like are logged as warnings and kept in `Data.notes`.
-    Raises LissomError 801 to 827 for the first fault, with file, row (a line of the file, from 1) and column; 402 to
+    Raises LissomError 801 to 828 for the first fault, with file, row (a line of the file, from 1) and column; 402 to
     422 for a file that cannot or must not be opened.
     """
     found = _gather(source)

@@ -259,13 +259,13 @@ def _answer(table: Table, row: int, column: str, cell: object, context: str) -> 
         texts = [one.get("text") for one in cell]
         starts = [one.get("answer_start", one.get("start")) for one in cell]
     else:
-        raise table.fault(827, row, column, f"{shown(cell)} holds no answers", 'Give {"text": [...], "start": [...]}.')
+        raise table.fault(828, row, column, f"{shown(cell)} holds no answers", 'Give {"text": [...], "start": [...]}.')
     if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
-        raise table.fault(827, row, column, "the lists text and start differ in length, or one is not there")
+        raise table.fault(828, row, column, "the lists text and start differ in length, or one is not there")
     for text, start in zip(texts, starts, strict=True):
         if not isinstance(text, str) or not isinstance(start, int) or not text or start < 0:
-            raise table.fault(827, row, column, f"{shown(text)} at {shown(start)} is no answer")
+            raise table.fault(828, row, column, f"{shown(text)} at {shown(start)} is no answer")
         if context[start : start + len(text)] != text:
             cause = f"the context does not hold {shown(text)} at character {start}"
-            raise table.fault(827, row, column, cause, "Starts count characters from 0.")
+            raise table.fault(828, row, column, cause, "Starts count characters from 0.")
     return {"text": list(texts), "answer_start": list(starts)}
