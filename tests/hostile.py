@@ -106,7 +106,7 @@ SAFETENSORS: dict[str, tuple[bytes, str]] = {
 
 def mutations(good: bytes, seed: int, count: int) -> Iterator[bytes]:
     """`count` copies of a file with a few bytes flipped, set, removed, inserted or cut off."""
-    chance = random.Random(seed)  # noqa: S311 - tests repeat
+    chance = random.Random(seed)
     for _ in range(count):
         raw = bytearray(good)
         for _ in range(chance.randint(1, 4)):

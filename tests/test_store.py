@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -540,12 +541,33 @@ def test_configs_that_name_code_are_not_followed(
         ({"architectures": ["os.system"]}, "LSM-441"),
         ({"architectures": ["Trainer"]}, "LSM-441"),
         ({"hidden_size": 64}, "LSM-446"),
+        ({"vocab_size": 10_000_000}, "LSM-432"),
+        ({"max_position_embeddings": 10**8}, "LSM-432"),
+        ({"num_hidden_layers": 1000, "intermediate_size": 200_000}, "LSM-432"),
     ],
 )
 def test_doctored_configs(plain: Path, entries: dict[str, Any], code: str) -> None:
     change(plain / "config.json", **entries)
     text = refused(code, load, plain)
     assert len(text) < 700
+
+
+def test_generated_configs_load_or_are_refused(plain: Path) -> None:
+    whole = json.loads((plain / "config.json").read_text())
+    chance = random.Random(5)
+    values = [None, 0, -1, 2**31, 2**63, 1.5, True, "", "../x", "os.system", [], [None], {}, {"a": {}}, ["x"] * 50, 3]
+    keys = [*whole, "layer_types", "rope_parameters", "pruned_heads", "torch_dtype", "name_or_path", "use_cache", "x"]
+    ends = set()
+    for _ in range(150):
+        doctored = whole | {chance.choice(keys): chance.choice(values) for _ in range(chance.randint(1, 2))}
+        (plain / "config.json").write_text(json.dumps(doctored))
+        try:
+            load(plain)
+        except LissomError as error:
+            ends.add(error.code)
+        else:
+            ends.add("loads")
+    assert {"loads", "LSM-432", "LSM-433", "LSM-441"} <= ends
 
 
 def test_labels_may_be_any_words(tmp_path: Path) -> None:

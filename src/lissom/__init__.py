@@ -15,7 +15,7 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from lissom.bridge import install
+from lissom.bridge import install as _install_bridge
 
 if TYPE_CHECKING:
     from lissom.anatomy import dissect
@@ -99,4 +99,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-install()
+_install_bridge()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,10 +48,12 @@ def load(
     """
     folder = _local(source, revision)
     manifest = _manifest(folder)
-    _check_weights(folder)
+    given = _check_weights(folder)
     config = read_config(_config_entries(folder), str(folder / "config.json"))
     kind = _class(auto_class or manifest.get("class") or _architecture(config))
     try:
+        if not hasattr(config, "quantization_config"):  # else the quantizer compares every tensor
+            _check_implied(kind, config, given, folder)
         with _no_bar():
             model, info = kind.from_pretrained(
                 str(folder),
@@ -60,9 +64,9 @@ def load(
                 trust_remote_code=False,
                 output_loading_info=True,
             )
-    except LissomError:
+    except (LissomError, MemoryError):
         raise
-    except (ValueError, RuntimeError, OSError, TypeError, KeyError, AttributeError) as error:
+    except Exception as error:
         raise LissomError(446, f"transformers cannot load it: {first_line(error)}", place=str(folder)) from error
     if manifest:
         if auto_class is None:
@@ -186,12 +190,27 @@ def _manifest(folder: Path, *, but: str = "") -> dict[str, Any]:
     return entries
 
 
-def _check_weights(folder: Path) -> None:
-    """Refuse a folder without sound safetensors."""
+def _check_implied(kind: Any, config: Any, given: int, folder: Path) -> None:
+    """Refuse a config whose model is far larger than the files, before transformers makes room for it.
+
+    A new head, and a table that is not stored because it is tied, at most double a model that is worth loading.
+    given: number of values in the files.
+    """
+    import torch
+
+    with torch.device("meta"):
+        empty = (kind.from_config if hasattr(kind, "from_config") else kind._from_config)(copy.deepcopy(config))
+    implied = sum(parameter.numel() for parameter in empty.parameters())
+    if implied > 2 * given + 10_000_000:
+        cause = f"the config describes {implied} parameters, the files hold {given} values"
+        raise LissomError(432, cause, place=str(folder), remedy="The files are incomplete or hostile.")
+
+
+def _check_weights(folder: Path) -> int:
+    """Refuse a folder without sound safetensors. Returns the number of values in them."""
     single, index = (files.inside(folder, name, hard_links=True) for name in (WEIGHTS, INDEX))
     if single.exists():
-        files.check_safetensors(single)
-        return
+        return _values(files.check_safetensors(single))
     if not index.exists():
         for path in sorted(folder.iterdir()):
             if path.suffix in {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".keras"} and path.is_file():
@@ -201,6 +220,7 @@ def _check_weights(folder: Path) -> None:
     places = entries.get("weight_map") if isinstance(entries, dict) else None
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
         raise LissomError(423, "weight_map does not lead from tensors to file names", place=str(index))
+    total = 0
     for name in sorted(set(places.values())):
         shard = files.inside(folder, name)
         if shard.suffix != ".safetensors":
@@ -209,6 +229,12 @@ def _check_weights(folder: Path) -> None:
         lost = next((tensor for tensor, home in places.items() if home == name and tensor not in found), None)
         if lost is not None:
             raise LissomError(423, f'tensor "{lost}" is not in {name}', place=str(index))
+        total += _values(found)
+    return total
+
+
+def _values(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> int:
+    return sum(math.prod(shape) for _, shape in tensors.values())
 
 
 def _architecture(config: Any) -> str:
