@@ -234,7 +234,8 @@ def test_fewer_repeats() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "order"), [({"num_hidden_groups": 3}, (0, 1, 2)), ({"inner_group_num": 2}, (0, 1) * 3)]
+    ("changes", "order"),
+    [({"num_hidden_groups": 2, "num_hidden_layers": 5}, (0, 0, 0, 1, 1)), ({"inner_group_num": 2}, (0, 1) * 3)],
 )
 def test_order_of_shared_blocks(changes: dict[str, int], order: tuple[int, ...]) -> None:
     model = tiny.model("albert", **changes)

@@ -20,12 +20,16 @@ def test_an_untouched_model_has_an_empty_record() -> None:
 def test_edits_are_recorded_in_order_with_what_they_changed() -> None:
     model = tiny.model("t5")
     editor = Editor(model)
-    made = (KeepLayers(stack="encoder", keep=(0, 2)), KeepNeurons(stack="decoder", neurons=((0,), (1,))))
+    made = (
+        KeepLayers(stack="encoder", keep=(0, 2)),
+        KeepNeurons(stack="decoder", neurons=((0,), (1,))),
+        KeepLayers(stack="decoder", keep=(1,)),
+    )
     for edit in made:
         editor.apply(edit)
-    assert editor.record == Record(edits=made, restore={"num_layers": 3})
+    assert editor.record == Record(edits=made, restore={"num_layers": 3, "num_decoder_layers": 2})
     assert model.encoder.config.num_layers == 2
-    assert model.decoder.config.num_layers == 2
+    assert model.decoder.config.num_layers == model.config.num_decoder_layers == 1
 
 
 def test_the_first_value_is_the_one_to_restore() -> None:

@@ -83,6 +83,12 @@ def test_a_shape_edit_keeps_the_counts() -> None:
     )
 
 
+def test_counts_that_modules_keep_follow() -> None:
+    model = tiny.model("llama")
+    Editor(model).apply(KeepNeurons(neurons=((0, 1), (2,), tuple(range(48)))))
+    assert [layer.mlp.intermediate_size for layer in model.layers] == [2, 1, 48]
+
+
 def test_cut_weights_stay_trainable_or_frozen() -> None:
     model = tiny.model("bert")
     frozen = dissect(model).stacks[0].blocks[0].attention.q.module
