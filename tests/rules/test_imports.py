@@ -18,7 +18,7 @@ LAYERS = (
     {"edits"},
     {"data"},
     {"store", "stats", "train"},
-    {"bridge", "methods"},
+    {"methods"},
     {"recipe"},
     {"runtime"},
     {"export", "measure", "gate"},
@@ -28,6 +28,8 @@ LAYERS = (
     {"search", "demo"},
     {"cli"},
 )
+PARTS = {"bridge": "store"}
+"""Module -> the package whose part it is: the bridge stands outside because importing `store` would load torch."""
 LEVEL = {name: level for level, group in enumerate(LAYERS) for name in group}
 
 MODULES = {
@@ -40,7 +42,8 @@ MODULES = {
 
 def layer(module: str) -> str:
     """`edits` for `lissom.edits.depth`."""
-    return module.split(".")[1]
+    name = module.split(".")[1]
+    return PARTS.get(name, name)
 
 
 def offences(module: str, imported: frozenset[str]) -> list[str]:
