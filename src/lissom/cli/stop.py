@@ -75,7 +75,7 @@ def _stopped(error: BaseException) -> dict[str, Any] | None:
         exit_code, cause = 143, "stopped by SIGTERM"
     else:
         return None
-    remedy = "No half-made folder is left; the same command starts again."
+    remedy = "No half-made result is left; the same command goes on where it can."
     return {"code": "LSM-609", "place": "", "message": cause, "remedy": remedy, "exit": exit_code}
 
 

@@ -59,8 +59,8 @@ def build(kind: type[Method], values: Mapping[str, Any], place: Callable[[Path],
 
     values: plain values; true is not a number, text is not a number, a list becomes a tuple.
     place: says where the part of `values` at a path was written.
-    Raises `LissomError` 312 (unknown key), 313 (wrong type, not an allowed value), 314 (out of range), 315 (missing, or not
-    accepted for another reason).
+    Raises `LissomError` 312 (unknown key), 313 (wrong type, not an allowed value), 314 (out of range), 315 (missing, or
+    not accepted for another reason).
     """
     from pydantic import ValidationError
 
