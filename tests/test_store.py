@@ -262,8 +262,8 @@ def test_dropped_layers_load_without_lissom(tmp_path: Path) -> None:
     assert ran.stdout.strip() == "2"
 
 
-@pytest.mark.parametrize("first", ["lissom", "transformers.quantizers.auto"])
-def test_the_bridge_in_both_orders_of_imports(folder: Path, first: str) -> None:
+@pytest.mark.parametrize("first", ["lissom", "transformers.quantizers.auto", "lissom.store.quantizer"])
+def test_the_bridge_in_every_order_of_imports(folder: Path, first: str) -> None:
     ran = _python(
         f"""
         import sys, {first}

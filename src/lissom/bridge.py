@@ -7,6 +7,7 @@ for the module that holds transformers' table of quantizers and registers ours a
 
 from __future__ import annotations
 
+import importlib
 import importlib.abc
 import importlib.util
 import sys
@@ -18,24 +19,15 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 _TABLE = "transformers.quantizers.auto"
+_QUANTIZER = "lissom.store.quantizer"  # registers itself when it is imported
 
 
 def install() -> None:
     """Register our quantizer now if transformers is loaded, else once it is. Calling it again does nothing."""
-    table = sys.modules.get(_TABLE)
-    if table is not None:
-        _register(table)
+    if _TABLE in sys.modules:
+        importlib.import_module(_QUANTIZER)
     elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
-
-
-def _register(table: ModuleType) -> None:
-    from lissom.store.config import METHOD
-    from lissom.store.quantizer import LissomConfig, LissomQuantizer
-
-    if METHOD not in table.AUTO_QUANTIZER_MAPPING:
-        table.register_quantization_config(METHOD)(LissomConfig)
-        table.register_quantizer(METHOD)(LissomQuantizer)
 
 
 class _Finder(importlib.abc.MetaPathFinder):
@@ -67,4 +59,4 @@ class _Loader(importlib.abc.Loader):
     def exec_module(self, module: ModuleType) -> None:
         """Run the module, then register."""
         self.inner.exec_module(module)
-        _register(module)
+        importlib.import_module(_QUANTIZER)

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 
+@register_quantization_config(METHOD)
 class LissomConfig(QuantizationConfigMixin):
     """The `quantization_config` of a `config.json` that needs lissom: the record of its model, nothing else."""
 
@@ -29,6 +31,7 @@ class LissomConfig(QuantizationConfigMixin):
         self.edits = fields.get("edits", [])
 
 
+@register_quantizer(METHOD)
 class LissomQuantizer(HfQuantizer):
     """Replays the record on the empty model before transformers fills in the weights. Quantizes nothing by itself."""
 
