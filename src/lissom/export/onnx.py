@@ -26,6 +26,7 @@ from lissom.errors import LissomError
 from lissom.export import graph, parity
 from lissom.files import write_json
 from lissom.nn import Int8Embedding, Int8Linear
+from lissom.store.config import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,9 +34,10 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_ANSWERS = ("logits", "start_logits", "end_logits", "last_hidden_state")
+_ANSWERS = (("logits",), ("start_logits", "end_logits"), ("last_hidden_state",))
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _LARGEST = 2**31  # bytes of one protobuf
+_OTHER_HEAD = "Run it with torch, or export another head of this model."
 
 
 class Forward(nn.Module):
@@ -55,17 +57,20 @@ class Forward(nn.Module):
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """tensors: int64 (batch, sequence) each, in the order of `inputs`. Returns those of `outputs`."""
         found = self.model(**dict(zip(self.inputs, tensors, strict=True)), **self._options, return_dict=True)
-        return tuple(found[name] for name in self.outputs or _ANSWERS if name in found)
+        return tuple(found[name] for name in self.outputs)
 
     def name_outputs(self, batch: dict[str, Tensor]) -> None:
         """Find out which answers the model gives. Raises LissomError LSM-741 when it gives none of the known ones."""
-        found = self.model(**batch, **self._options, return_dict=True)
-        self.outputs = tuple(name for name in _ANSWERS if name in found)[:2]
+        name = type(self.model).__name__
+        try:
+            found = self.model(**batch, **self._options, return_dict=True)
+        except Exception as error:
+            cause = f"{name} does not answer {' and '.join(self.inputs)} alone ({first_line(error)})"
+            raise LissomError(741, cause, remedy=_OTHER_HEAD) from error
+        self.outputs = next((names for names in _ANSWERS if found.keys() >= set(names)), ())
         if not self.outputs:
-            names = ", ".join(found.keys())
-            raise LissomError(741, f"{type(self.model).__name__} answers {names}, and no runner reads those")
-        if self.outputs[0] == "logits":
-            self.outputs = ("logits",)
+            cause = f"{name} answers {', '.join(found.keys())}, and no runner reads those"
+            raise LissomError(741, cause, remedy=_OTHER_HEAD)
 
 
 def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> dict[str, Any]:
@@ -82,13 +87,10 @@ def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, fol
     with _as_eager(work, attention):
         program = _trace(forward)
     packed = any(isinstance(module, Int8Linear | Int8Embedding) for module in work.modules())
-    quantized = any(isinstance(module, Int8Linear) for module in work.modules())
-
     path = folder / "onnx" / ("model_quantized.onnx" if packed else "model.onnx")
     path.parent.mkdir()
-    path.write_bytes(_graph(program, forward, activations="int8"))
-    unrounded = _graph(program, forward, activations="float") if quantized else None
-    figures = parity.check(path, forward, samples, unrounded)
+    path.write_bytes(_graph(program, forward))
+    figures = parity.check(path, forward, samples)
     _write_config(model, folder, packed=packed)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
@@ -111,7 +113,8 @@ def _plain_copy(model: PreTrainedModel) -> PreTrainedModel:
             f"the graph would take {size / 2**30:.1f} GiB, one ONNX file ends at 2 GiB",
             remedy="Compress the model first; int8 takes a quarter.",
         )
-    return copy.deepcopy(model).cpu().float().eval()
+    made: PreTrainedModel = copy.deepcopy(model).train(False)
+    return nn.Module.to(made, "cpu", torch.float32)
 
 
 def _inputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> tuple[str, ...]:
@@ -161,8 +164,8 @@ def _trace(forward: Forward) -> torch.export.ExportedProgram:
         raise _untraceable(forward, error) from error
 
 
-def _graph(program: torch.export.ExportedProgram, forward: Forward, *, activations: graph.Activations) -> bytes:
-    """The program as an ONNX file. activations: "int8" as it ships; "float" leaves those of int8 layers unrounded."""
+def _graph(program: torch.export.ExportedProgram, forward: Forward) -> bytes:
+    """The program as an ONNX file. Raises LissomError LSM-742 when one of its operators has no ONNX form."""
     try:
         with _quietly(), torch.no_grad():
             made = torch.onnx.export(
@@ -170,28 +173,24 @@ def _graph(program: torch.export.ExportedProgram, forward: Forward, *, activatio
                 input_names=list(forward.inputs),
                 output_names=list(forward.outputs),
                 opset_version=graph.OPSET,
-                custom_translation_table=graph.translations(activations),
+                custom_translation_table=graph.translations(),
                 optimize=True,
                 dynamo=True,
                 verbose=False,
             )
     except Exception as error:
         raise _untraceable(forward, error) from error
-    assert made is not None
-    return graph.polish(made.model)
+    return graph.polish(made.model)  # type: ignore[union-attr]
 
 
 def _untraceable(forward: Forward, error: Exception) -> LissomError:
-    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return LissomError(
-        742,
-        f"{type(forward.model).__name__} does not become a graph with free batch and length ({reason[:200]})",
-        remedy="Run it with torch, or export another head of this model.",
-    )
+    name = type(forward.model).__name__
+    cause = f"{name} does not become a graph with free batch and length ({first_line(error)})"
+    return LissomError(742, cause, remedy=_OTHER_HEAD)
 
 
 def _write_config(model: PreTrainedModel, folder: Path, *, packed: bool) -> None:
-    """config.json as transformers.js reads it; it names the int8 graph, which else only some of its devices look for."""
+    """config.json as transformers.js reads it; it names the int8 graph, which not every device looks for by itself."""
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
     entries = json.loads(config.to_json_string(use_diff=True))

@@ -6,8 +6,8 @@ tokens. Float32 graphs must agree within 1e-4 + 1e-3 of the value.
 Int8 layers round their activations, and a rounding that falls the other way in one place changes what comes after:
 two correct kernels that differ in the last bit of float32 already end up apart (MiniLM-L6, all tokens: cosine 0.997
 between torch's own two, 0.993 between torch and ONNX Runtime). So a graph with int8 layers is proved in two parts. With
-the activations left unrounded, the same traced graph, with the same int8 weights, must agree with torch as closely as
-a float32 graph. And the file that ships may differ from torch's int8 arithmetic by no more than twice what rounding
+the activations left unrounded, the same graph with its int8 weights must agree with torch as closely as a float32
+graph. And the file that ships may differ from torch's int8 arithmetic by no more than twice what rounding
 the activations changes in torch alone.
 """
 
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from lissom.errors import LissomError
+from lissom.export import graph
 from lissom.nn import Int8Linear
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def samples(config: Any, inputs: tuple[str, ...]) -> list[dict[str, Tensor]]:
     """The batches that every graph is checked with."""
     text = config.get_text_config()
     positions = getattr(text, "max_position_embeddings", None) or 128
-    longest = min(128, positions - (text.pad_token_id or 0) - 1)  # some families count positions from the pad id on
+    longest = min(128, positions - max(text.pad_token_id or 0, 1) - 1)  # some families start counting after the pad id
     return [
         batch(config, inputs, rows=rows, length=min(length, longest), seed=seed)
         for seed, (rows, length) in enumerate(_SHAPES)
@@ -54,19 +55,23 @@ def samples(config: Any, inputs: tuple[str, ...]) -> list[dict[str, Tensor]]:
 def batch(config: Any, inputs: tuple[str, ...], *, rows: int, length: int, seed: int) -> dict[str, Tensor]:
     """Random ids of the vocabulary, the first row full and the others cut at random lengths and padded.
 
+    The last real id is that of the end of a text, where there is one: some heads answer at it.
     Returns int64 (rows, length) each.
     """
     text = config.get_text_config()
     generator = torch.Generator().manual_seed(seed)
-    pad = text.pad_token_id
-    ids = torch.randint(text.vocab_size - 1, (rows, length), generator=generator)
-    ids += ids >= (text.vocab_size if pad is None else pad)  # every id but the pad id
+    pad = 0 if text.pad_token_id is None else text.pad_token_id
+    end = text.eos_token_id if isinstance(text.eos_token_id, int) else None
+    words = torch.tensor([number for number in range(text.vocab_size) if number not in (pad, end)])
+    ids = words[torch.randint(len(words), (rows, length), generator=generator)]
     lengths = torch.randint(1, length + 1, (rows, 1), generator=generator)
     lengths[0] = length
+    if end is not None:
+        ids.scatter_(1, lengths - 1, end)
     mask = (torch.arange(length) < lengths).long()
     kinds = min(getattr(text, "type_vocab_size", 0) or 1, 2)
     made = {
-        "input_ids": torch.where(mask == 1, ids, 0 if pad is None else pad),
+        "input_ids": torch.where(mask == 1, ids, pad),
         "attention_mask": mask,
         "token_type_ids": (torch.arange(length) * 2 // length).expand(rows, length).clamp(max=kinds - 1).contiguous(),
     }
@@ -117,16 +122,16 @@ class Graph:
                 raise LissomError(912, cause, place=self.place, remedy=_REMEDY)
 
 
-def check(path: Path, forward: Forward, given: list[dict[str, Tensor]], unrounded: bytes | None) -> dict[str, Any]:
+def check(path: Path, forward: Forward, given: list[dict[str, Tensor]]) -> dict[str, Any]:
     """Compare the file with torch on the batches `given`; see the head of this module.
 
-    unrounded: for a model with Int8Linear layers, the graph that leaves their activations as they come.
     Returns the figures for the manifest. Raises LissomError LSM-911 when the answers differ too much, LSM-912 when an
     axis is fixed, LSM-913 when an output is missing, has another shape or holds NaN.
     """
     import onnxruntime
 
     place = f"onnx/{path.name}"
+    unrounded = graph.unrounded(path.read_bytes())
     theirs = _at_tokens(Graph(path, place).answers(forward, given), given, place)
     ours = _at_tokens(_torch(forward, given), given, "torch")
     figures = {
@@ -211,7 +216,7 @@ def _flat(answers: Answers) -> NDArray[np.float64]:
 
 def _cosine(theirs: Answers, ours: Answers) -> float:
     a, b = _flat(theirs), _flat(ours)
-    return float(a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-30))
+    return float(a @ b) / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-30)
 
 
 def _noise(theirs: Answers, ours: Answers, plain: Answers, place: str) -> float:
