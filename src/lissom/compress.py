@@ -90,7 +90,14 @@ class Result:
 
         if not self.rows:
             raise LissomError(823, "there is nothing to report", remedy="Compress with data.")
-        report([row.as_dict() for row in self.rows], path, reference=ORIGINAL, steps=self.steps)
+        told = "; ".join(verdict.text for verdict in self.verdicts)
+        report(
+            [row.as_dict() for row in self.rows],
+            path,
+            reference=ORIGINAL,
+            steps=self.steps,
+            gate={"text": told, "met": self.met} if told else None,
+        )
 
 
 def compress(
@@ -114,9 +121,11 @@ def compress(
     data: what `load_data` takes, or Data.  columns: as `load_data` takes them, for names that are not the usual ones.
     keep: the share of the original's quality that must be left, as a gate.
     split: that quality is measured on; "" takes test where it has labels, else validation.
-    max_length: tokens a text is cut at.  work: folder for checkpoints; the same call with the same folder resumes.
+    max_length: tokens a text is cut at, lowered to what the model reads.
+    work: folder for checkpoints; the same call with the same folder resumes.
     report: hears phrases with the fraction that is done.
 
+    Half-precision weights are worked on, and saved, in float32, which is also how CPUs run them fastest.
     The gate is judged in `Result.verdicts`; a gate that is not met raises nothing here.
     Raises LissomError 3xx before any work when the recipe cannot work on this model with this data, 206 for a gate
     without data.
@@ -124,7 +133,7 @@ def compress(
     began = time.monotonic()
     if keep is not None and data is None:
         raise LissomError(206, "quality cannot be kept without data to measure it on", remedy="Give --data.")
-    original, reader, base = _opened(model, tokenizer, device)
+    original, reader, base = _opened(model, tokenizer, device, wanted=data is not None)
     plan = recipe if isinstance(recipe, Recipe) else Recipe.read(recipe)
     given = Given(
         data=None if data is None else data_for(original, data, seed, columns),
@@ -132,7 +141,7 @@ def compress(
         teacher=original,
         seed=seed,
         device=device,
-        max_length=max_length,
+        max_length=readable_length(original, reader, max_length),
     )
     plan.check(dissect(original), given)
     student = copy.deepcopy(original)
@@ -159,12 +168,24 @@ def compress(
 
 
 def _opened(
-    model: str | Path | PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, device: str
+    model: str | Path | PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, device: str, *, wanted: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None, str]:
+    """The model in float32, its tokenizer, and where it came from. wanted: there is no work without a tokenizer."""
     if not isinstance(model, str | Path):
         return model, tokenizer, ""
-    loaded = load(model, device=device)
-    return loaded, tokenizer or load_tokenizer(model), str(model)
+    loaded = load(model, dtype="float32", device=device)
+    try:
+        return loaded, tokenizer or load_tokenizer(model), str(model)
+    except LissomError as error:
+        if wanted or error.code != "LSM-435":
+            raise
+        return loaded, None, str(model)
+
+
+def readable_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, asked: int) -> int:
+    """`asked`, or fewer tokens where the model or its tokenizer reads fewer."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or asked
+    return min(asked, positions, asked if tokenizer is None else tokenizer.model_max_length)
 
 
 def data_for(model: PreTrainedModel, data: Any, seed: int, columns: Mapping[str, str] | None = None) -> Data:

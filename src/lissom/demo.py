@@ -55,7 +55,7 @@ def run(
     """Fine-tune MiniLM on BBC news, compress it by the recipe "demo", export it to ONNX, measure both, write a report.
 
     An interrupted demo goes on where it stopped when it is run again.
-    Raises LissomError 201 when `out` holds something else and not `force`, 701 without the demo extra.
+    Raises LissomError 201 when `out` holds something else and not `force`, 702 without the demo extra.
     """
     folder = Path(out)
     work = _claim(folder, force)

@@ -1,0 +1,147 @@
+"""Every method on every family: it does what it promises, repeatably, and what it leaves can be saved and loaded."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+import lissom
+from lissom.data import load_data
+from lissom.edits import Editor
+from lissom.methods import METHODS, Given, Method
+from lissom.methods.options import build, plain
+from lissom.nn import Int8Linear
+from lissom.recipe import Recipe, catalogue, parameters
+from tests import tiny
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "keep_layers": {"keep": 2},
+    "prune_heads": {"ratio": 0.5},
+    "prune_neurons": {"ratio": 0.5},
+    "svd": {"ratio": 0.5},
+    "share_layers": {"unique": 1},
+    "tune": {"max_steps": 1, "warmup": 0.0, "batch_size": 4, "learn": {"task": {"weight": 1.0}}},
+    "int8": {},
+}
+BY_STACK = ("keep_layers", "share_layers")
+WANTED = ("AutoModelForSequenceClassification", "AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
+
+
+def made(variant: str) -> PreTrainedModel:
+    head = next(one for one in WANTED if one in tiny.heads(variant))
+    return tiny.model(variant, head)
+
+
+def method(name: str, model: PreTrainedModel) -> Method:
+    stack = {"stack": Editor(model).anatomy().stacks[0].name} if name in BY_STACK else {}
+    return METHODS[name](**OPTIONS[name], **stack)
+
+
+def given(model: PreTrainedModel, work: Path) -> Given:
+    data = load_data({"train": tiny.labelled_texts(8), "validation": tiny.labelled_texts(4, seed=1)})
+    return Given(data=data, tokenizer=tiny.tokenizer(), teacher=model, max_length=32, work=work)
+
+
+def applied(name: str, model: PreTrainedModel, work: Path) -> PreTrainedModel:
+    editor, step, gets = Editor(copy.deepcopy(model)), method(name, model), given(model, work)
+    step.check(editor.anatomy(), gets)
+    step.apply(editor, gets)
+    return editor.model
+
+
+def weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_every_method_is_held_to_the_contract():
+    assert set(OPTIONS) == set(METHODS)
+
+
+@pytest.mark.parametrize("variant", tiny.CONFIGS)
+@pytest.mark.parametrize("name", OPTIONS)
+def test_contract(name: str, variant: str, tmp_path: Path):
+    model = made(variant)
+    before, inputs = weights(model), tiny.batch(model)
+    result = applied(name, model, tmp_path / "one")
+    answer = tiny.outputs(result, inputs)
+    assert torch.isfinite(answer).all()
+    assert same(weights(model), before), "the original was changed"
+    assert same(weights(applied(name, model, tmp_path / "two")), weights(result)), "the same seed gave another result"
+    reduced(name, variant, model, result)
+    lissom.save(result, tmp_path / "saved")
+    assert torch.equal(tiny.outputs(lissom.load(tmp_path / "saved"), inputs), answer)
+
+
+def reduced(name: str, variant: str, model: PreTrainedModel, result: PreTrainedModel) -> None:
+    """What the method promises to take away is gone."""
+    stacks, left = Editor(model).anatomy().stacks, Editor(result).anatomy().stacks
+    if name == "keep_layers":
+        assert len(left[0].order) == 2 < len(stacks[0].order)
+    elif name == "prune_heads":
+        assert all(2 * b.attention.kv_heads == a.attention.kv_heads for a, b in blocks(stacks, left))
+    elif name == "prune_neurons":
+        assert all(2 * b.ffn.width == a.ffn.width for a, b in blocks(stacks, left))
+    elif name == "int8":
+        assert all(isinstance(slot.module, Int8Linear) for slot in Editor(result).anatomy().linears())
+    elif name == "tune":
+        assert parameters(result) == parameters(model)
+        assert not same(weights(result), weights(model))
+    elif name == "share_layers" and variant == "albert":
+        assert parameters(result) == parameters(model)
+    else:
+        assert parameters(result) < parameters(model)
+
+
+def blocks(before: Any, after: Any) -> list[tuple[Any, Any]]:
+    return [pair for a, b in zip(before, after, strict=True) for pair in zip(a.blocks, b.blocks, strict=True)]
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_survive_a_dict_and_a_recipe(name: str):
+    step = METHODS[name](**OPTIONS[name])
+    again = build(type(step), plain(step), lambda path: "")
+    assert plain(again) == plain(step)
+    assert Recipe.parse(Recipe("one", (again,)).to_yaml(), "one") == Recipe("one", (again,))
+
+
+@pytest.mark.parametrize("variant", ["bert", "gpt2", "llama"])
+@pytest.mark.parametrize("entry", [one["id"] for one in catalogue() if one["status"] == "ready"])
+def test_every_ready_recipe_runs_is_saved_and_loaded(entry: str, variant: str, tmp_path: Path):
+    model = tiny.model(variant, "AutoModelForSequenceClassification")
+    recipe = Recipe.read(entry)
+    short = tuple(
+        METHODS["tune"](**{**plain(step), "max_steps": 1}) if step.name == "tune" else step for step in recipe.steps
+    )
+    data = {"train": tiny.labelled_texts(24), "test": tiny.labelled_texts(12, seed=1)}
+    result = lissom.compress(
+        model, Recipe(recipe.name, short), data=data, tokenizer=tiny.tokenizer(), keep=0.1, max_length=32
+    )
+    assert {"accuracy", "keep", "label_loyalty", "parameters"} <= result.readings.keys()
+    result.save(tmp_path / "out")
+    inputs = tiny.batch(model)
+    assert torch.equal(tiny.outputs(lissom.load(tmp_path / "out"), inputs), tiny.outputs(result.model, inputs))
+    assert "| " in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("variant", ["gpt2", "llama"])
+def test_a_cut_decoder_is_reloaded_by_the_auto_class_and_generates(variant: str, tmp_path: Path):
+    steps = tuple(method(name, made(variant)) for name in ("keep_layers", "prune_neurons", "svd"))
+    model = tiny.model(variant, "AutoModelForCausalLM")
+    lissom.compress(model, Recipe("smaller", steps)).save(tmp_path / "out")
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert parameters(loaded) < parameters(model)
+    start = torch.tensor([[1, 5, 7]])
+    said = loaded.generate(start, max_new_tokens=5, do_sample=False)
+    slowly = loaded.generate(start, max_new_tokens=5, do_sample=False, use_cache=False)
+    assert said.shape == (1, 8)
+    assert torch.equal(said, slowly)
