@@ -29,6 +29,9 @@ VERBS = (
 )
 
 
+_HELP = ["-h", "--help"]
+
+
 class Verb(click.Command):
     """A verb of the command line.
 
@@ -37,6 +40,7 @@ class Verb(click.Command):
 
     def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.context_settings = {"help_option_names": _HELP}
         self.examples = tuple(examples)
         self.params += [
             click.Option(["--json"], is_flag=True, expose_value=False, help="Print one JSON document on stdout."),
@@ -86,7 +90,7 @@ class _Verbs(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group("lissom", cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group("lissom", cls=_Verbs, context_settings={"help_option_names": _HELP, "max_content_width": 100})
 @click.version_option(__version__, message="lissom %(version)s")
 def group() -> None:
     """Make a pretrained language model smaller and faster, and prove that it still passes your quality gate.
