@@ -127,9 +127,7 @@ def _write_data(data: Data, folder: Path) -> None:
     write_json(folder / "meta.json", {"name": data.name, "label_names": list(data.task.labels)})
 
 
-def _write_evidence(
-    folder: Path, rows: tuple[Row, ...], result: Result, verdicts: tuple[gate.Verdict, ...]
-) -> None:
+def _write_evidence(folder: Path, rows: tuple[Row, ...], result: Result, verdicts: tuple[gate.Verdict, ...]) -> None:
     (folder / "rows.jsonl").unlink(missing_ok=True)
     plain = [row.as_dict() for row in rows]
     for row in plain:

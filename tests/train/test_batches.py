@@ -1,6 +1,7 @@
 import torch
 
-from lissom.train.batches import GroupedByLength, pad
+from lissom.data.batches import pad
+from lissom.train.sampler import GroupedByLength
 
 
 def test_padding_is_right_sided_with_its_own_filler():

@@ -10,10 +10,10 @@ import pytest
 import torch
 import transformers
 
+from lissom.data.batches import pad
 from lissom.errors import LissomError
 from lissom.files import refuse_pickle
 from lissom.train import checkpoint
-from lissom.train.batches import pad
 from lissom.train.engine import Engine
 from lissom.train.objectives import OBJECTIVES, Objective
 from lissom.train.objectives.logits import Logits

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from lissom.data import Data, encode
+from lissom.data.batches import pad
 from lissom.errors import LissomError
 
 if TYPE_CHECKING:
@@ -37,22 +37,9 @@ def calibration_batches(
     encoded = encode(rows, tokenizer, data.task, max_length)
     if labelled and "labels" not in encoded.column_names:
         raise LissomError(821, "this step needs labelled texts", place=data.name, remedy="Choose by: magnitude.")
-    for start in range(0, len(encoded), ROWS):
-        yield _padded(encoded[start : start + ROWS], int(tokenizer.pad_token_id or 0), labelled, device)
-
-
-_FILL = {"attention_mask": 0, "token_type_ids": 0, "labels": -100}
-
-
-def _padded(rows: dict[str, list[Any]], pad: int, labelled: bool, device: str) -> dict[str, Tensor]:
-    longest = max(len(ids) for ids in rows["input_ids"])
-    batch = {}
-    for name, values in rows.items():
-        if name == "labels" and not labelled:
-            continue
-        if name in (*_FILL, "input_ids") and isinstance(values[0], list):
-            fill = _FILL.get(name, pad)
-            batch[name] = torch.tensor([[*row, *[fill] * (longest - len(row))] for row in values], device=device)
-        else:
-            batch[name] = torch.tensor(values, device=device)
-    return batch
+    if not labelled and "labels" in encoded.column_names:
+        encoded = encoded.remove_columns("labels")
+    listed = encoded.to_list()
+    for start in range(0, len(listed), ROWS):
+        padded = pad(listed[start : start + ROWS], int(tokenizer.pad_token_id or 0))
+        yield {name: tensor.to(device) for name, tensor in padded.items()}

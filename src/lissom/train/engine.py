@@ -15,17 +15,18 @@ import torch
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
+from lissom.data.batches import pad
 from lissom.errors import LissomError
 from lissom.files import read_json, read_safetensors, write_json
 from lissom.train import checkpoint
-from lissom.train.batches import GroupedByLength, pad
 from lissom.train.objectives import Answers, Objective
+from lissom.train.sampler import GroupedByLength
 
 if TYPE_CHECKING:
     from torch.utils.data import Sampler
     from transformers import PreTrainedModel, TrainerControl, TrainerState, TrainingArguments
 
-    from lissom.train.batches import Row
+    from lissom.data.batches import Row
 
 
 @dataclasses.dataclass

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from lissom.train.batches import Row, pad
-from lissom.train.objectives.base import IGNORED
+from lissom.data.batches import Row, pad
+from lissom.data.encode import IGNORED
 
 if TYPE_CHECKING:
     import datasets

@@ -7,42 +7,26 @@ with grouped queries a key/value head goes together with its query heads.
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from lissom import edits
-from lissom.anatomy import Anatomy, Attention, Stack
+from lissom.anatomy import Attention, Stack
 from lissom.edits import Editor
-from lissom.methods.base import Given, Method, Stage
-from lissom.methods.pruning.structured import choose, first_order_scores, labelled
+from lissom.methods.base import Given
+from lissom.methods.pruning.structured import StructuredPruning, choose, first_order_scores
 from lissom.stats.importance import head_magnitude
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PruneHeads(Method):
+class PruneHeads(StructuredPruning):
     """Remove the share `ratio` of the attention heads, self- and cross-attention alike."""
 
     name: ClassVar[str] = "prune_heads"
-    stage: ClassVar[Stage] = Stage.WIDTH
     speed: ClassVar[str] = "faster in every runtime, but attention is the smaller part of the work for short texts"
     source: ClassVar[str] = "Michel et al. 2019, eq. 3"
-
-    ratio: Annotated[float, Field(ge=0, lt=1, description="share of the heads that is removed")] = 0.25
-    by: Annotated[
-        Literal["magnitude", "first-order"], Field(description="how heads are ranked; first-order needs labelled data")
-    ] = "magnitude"
-    across: Annotated[
-        Literal["layer", "model"], Field(description="rank within each layer, or over the whole stack")
-    ] = "layer"
-    samples: Annotated[int, Field(ge=1, description="texts that first-order importance is measured on")] = 256
-
-    def check(self, anatomy: Anatomy, given: Given) -> None:
-        """Raises LSM-317 when first-order importance has no labelled data."""
-        if self.by == "first-order":
-            labelled(given)
 
     def apply(self, editor: Editor, given: Given) -> None:
         """Choose on the model as it is, then cut."""

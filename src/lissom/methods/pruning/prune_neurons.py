@@ -7,42 +7,25 @@ the first-order score; McCarley et al. 2019 for feed-forward layers of BERT.
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar
 
-from pydantic import Field
 from torch import Tensor
 
 from lissom import edits
-from lissom.anatomy import Anatomy, Stack
+from lissom.anatomy import Stack
 from lissom.edits import Editor
-from lissom.methods.base import Given, Method, Stage
-from lissom.methods.pruning.structured import choose, first_order_scores, labelled
+from lissom.methods.base import Given
+from lissom.methods.pruning.structured import StructuredPruning, choose, first_order_scores
 from lissom.stats.importance import neuron_magnitude
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PruneNeurons(Method):
+class PruneNeurons(StructuredPruning):
     """Remove the share `ratio` of the intermediate neurons."""
 
     name: ClassVar[str] = "prune_neurons"
-    stage: ClassVar[Stage] = Stage.WIDTH
     speed: ClassVar[str] = "faster in every runtime, in proportion to the feed-forward work removed"
     source: ClassVar[str] = "Molchanov et al. 2017, eq. 8; McCarley et al. 2019"
-
-    ratio: Annotated[float, Field(ge=0, lt=1, description="share of the neurons that is removed")] = 0.25
-    by: Annotated[
-        Literal["magnitude", "first-order"],
-        Field(description="how neurons are ranked; first-order needs labelled data"),
-    ] = "magnitude"
-    across: Annotated[
-        Literal["layer", "model"], Field(description="rank within each layer, or over the whole stack")
-    ] = "layer"
-    samples: Annotated[int, Field(ge=1, description="texts that first-order importance is measured on")] = 256
-
-    def check(self, anatomy: Anatomy, given: Given) -> None:
-        """Raises LSM-317 when first-order importance has no labelled data."""
-        if self.by == "first-order":
-            labelled(given)
 
     def apply(self, editor: Editor, given: Given) -> None:
         """Choose on the model as it is, then cut."""

@@ -1,23 +1,46 @@
-"""What pruning heads and pruning neurons share: which units stay, given their scores."""
+"""What pruning heads and pruning neurons share: their options, and which units stay, given their scores."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from lissom.anatomy import Slot
+from lissom.anatomy import Anatomy, Slot
 from lissom.data import Data
 from lissom.edits import Editor
 from lissom.errors import LissomError
-from lissom.methods.base import Given
+from lissom.methods.base import Given, Method, Stage
 from lissom.stats.batches import calibration_batches
 from lissom.stats.importance import first_order
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StructuredPruning(Method):
+    """Options of every method that removes the units which matter least."""
+
+    stage: ClassVar[Stage] = Stage.WIDTH
+
+    ratio: Annotated[float, Field(ge=0, lt=1, description="share of the units that is removed")] = 0.25
+    by: Annotated[
+        Literal["magnitude", "first-order"], Field(description="how units are ranked; first-order needs labelled data")
+    ] = "magnitude"
+    across: Annotated[
+        Literal["layer", "model"], Field(description="rank within each layer, or over the whole stack")
+    ] = "layer"
+    samples: Annotated[int, Field(ge=1, description="texts that first-order importance is measured on")] = 256
+
+    def check(self, anatomy: Anatomy, given: Given) -> None:
+        """Raises LSM-317 when first-order importance has no labelled data."""
+        if self.by == "first-order":
+            labelled(given)
 
 
 def choose(scores: Sequence[Tensor], ratio: float, *, across: str) -> tuple[tuple[int, ...], ...]:

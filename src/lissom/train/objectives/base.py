@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from lissom.data.encode import IGNORED
 from lissom.errors import LissomError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers.utils.generic import ModelOutput
-
-IGNORED = -100  # the label of a position that no loss counts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

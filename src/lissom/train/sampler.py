@@ -1,34 +1,12 @@
-"""Rows of token numbers to padded batches, and their order."""
+"""The order in which training sees its rows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
-
-from lissom.train.objectives.base import IGNORED
-
-Row = Mapping[str, Any]
-
-
-def pad(rows: Sequence[Row], pad_id: int) -> dict[str, Tensor]:
-    """One batch of rows of ragged lists and numbers: each list as long as the longest, padded on the right.
-
-    Padding is `pad_id` in `input_ids`, -100 in `labels`, 0 elsewhere.
-    """
-    filler = {"input_ids": pad_id, "labels": IGNORED}
-    batch = {}
-    for name, first in rows[0].items():
-        column = [row[name] for row in rows]
-        if isinstance(first, Sequence):
-            longest = max(map(len, column))
-            column = [[*one, *[filler.get(name, 0)] * (longest - len(one))] for one in column]
-        batch[name] = torch.tensor(column)
-    return batch
 
 
 class GroupedByLength(Sampler[int]):
