@@ -277,9 +277,8 @@ def picture() -> str | None:
         left, tallest = left + wide + 12, max(tallest, tall)
     whole = (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{left}" height="{tallest + 38}" '
-        f'viewBox="0 0 {left} {tallest + 38}">\n{_origin()}\n<rect width="100%" height="100%" fill="{light["page"]}"/>\n'
-        + "\n".join(parts)
-        + "\n</svg>\n"
+        f'viewBox="0 0 {left} {tallest + 38}">\n'
+        f'{_origin()}\n<rect width="100%" height="100%" fill="{light["page"]}"/>\n' + "\n".join(parts) + "\n</svg>\n"
     )
     return re.sub(r"var\(--(\w+)\)", lambda found: light[found[1]], whole)
 
