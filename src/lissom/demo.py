@@ -67,6 +67,7 @@ def run(
         data,
         tokenizer=tokenizer,
         epochs=2,
+        learning_rate=1e-4,
         seed=seed,
         max_length=MAX_LENGTH,
         work=work,
