@@ -10,7 +10,7 @@ demo: $(INSTALLED)
 	$(BIN)/lissom demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
