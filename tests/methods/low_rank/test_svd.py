@@ -4,6 +4,7 @@ import torch
 from lissom.edits import Editor
 from lissom.methods import Given
 from lissom.methods.low_rank.svd import Svd, factors, rank_for
+from lissom.methods.quantization.int8 import Int8
 from lissom.nn import LowRankLinear
 from tests import tiny
 
@@ -42,3 +43,13 @@ def test_ratio_one_changes_nothing():
     model = tiny.model("bert")
     Svd(ratio=1).apply(Editor(model), Given())
     assert not Editor(model).record.edits
+
+
+def test_packed_layers_are_factorized_each_by_itself():
+    editor = Editor(tiny.model("bert"))
+    Int8().apply(editor, Given())
+    wanted = {slot.path: slot.weight for slot in editor.anatomy().linears()}
+    Svd(ratio=0.9).apply(editor, Given())
+    for slot in editor.anatomy().linears():
+        rest = torch.linalg.svdvals(wanted[slot.path])[slot.module.rank :]
+        assert torch.allclose((slot.weight - wanted[slot.path]).norm(), rest.norm(), atol=1e-4), slot.path

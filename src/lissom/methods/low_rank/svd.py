@@ -49,14 +49,17 @@ class Svd(Method):
             return
         ranks: dict[str, int] = {}
         tensors: dict[str, Tensor] = {}
-        shared: dict[int, tuple[Tensor, Tensor]] = {}  # layers that share a weight share its factors' computation
+        # Layers that share a weight share its factors. The weight is held too: that of a packed layer is made for this
+        # loop, and once it is freed, the next one may stand at the same address.
+        shared: dict[int, tuple[Tensor, tuple[Tensor, Tensor]]] = {}
         slots = list(editor.anatomy().linears())
         for done, slot in enumerate(slots):
             weight = slot.weight
             rank = rank_for(self.ratio, slot.out_features, slot.in_features)
             key = weight.data_ptr()
-            shared[key] = shared.get(key) or factors(weight, rank)
+            if key not in shared:
+                shared[key] = weight, factors(weight, rank)
             ranks[slot.path] = rank
-            tensors[f"{slot.path}.up.weight"], tensors[f"{slot.path}.down.weight"] = shared[key]
+            tensors[f"{slot.path}.up.weight"], tensors[f"{slot.path}.down.weight"] = shared[key][1]
             given.report("factorizing", (done + 1) / len(slots))
         editor.apply(edits.Factorize(ranks=ranks), tensors)
