@@ -102,6 +102,15 @@ def test_words_are_answered_at_their_first_token() -> None:
     assert np.isnan(answers[3]).all()
 
 
+def test_a_word_without_a_token_leaves_the_others_in_their_places() -> None:
+    runner = TorchRunner(tiny.model("bert", "AutoModelForTokenClassification"), made.tokenizer())
+    whole, gap = runner.predict([["good", "end", "near"], ["good", " ", "near"]])
+    assert np.isnan(gap[1]).all()  # as BERT's own normaliser leaves nothing of a lone variation selector
+    assert not np.isnan(gap[[0, 2]]).any()
+    assert np.allclose(gap[2], runner.predict([["good", "near"]])[0][1], atol=1e-6)
+    assert not np.isnan(whole).any()
+
+
 def test_a_bare_encoder_gives_unit_means_of_its_states() -> None:
     runner = TorchRunner(tiny.model("bert"), made.tokenizer())
 

@@ -70,7 +70,7 @@ class Runner(ABC):
         """The answers to `texts` in their order: (texts, classes), logits or embeddings; tokenization included.
 
         Word lists (tagging) give (texts, most words, classes), read at the first token of each word; places without
-        a word, and words cut off by max_length, hold NaN.
+        a word, words cut off by max_length, and words of which the tokenizer leaves nothing, hold NaN.
         tokens_per_batch: rows x longest row; lower it when memory is short. Default: the engine's.
         Raises LissomError LSM-901 when the model computes NaN or Inf, LSM-212 without a tokenizer, LSM-733 when the
         model answers every token of a plain text.
@@ -84,8 +84,8 @@ class Runner(ABC):
             output = answer_of(self.forward(self.pad([encodings[row] for row in rows])))
             for place, row in enumerate(rows):
                 text, answer = texts[row], output[place]
-                answers[row] = _first_tokens(answer, encodings[row]) if isinstance(text, list) else answer
-                _check_finite(answers[row], row)
+                _check_finite(answer[: len(encodings[row].ids)] if answer.ndim > 1 else answer, row)
+                answers[row] = _first_tokens(answer, encodings[row], len(text)) if isinstance(text, list) else answer
         if isinstance(texts[0], list):
             return _stack_words(answers, [len(words) for words in texts])
         if answers[0].ndim != 1:
@@ -173,13 +173,15 @@ def usable_length(asked: int | None, tokenizer_limit: int | None, positions: int
     return asked
 
 
-def _first_tokens(answer: NDArray[np.float32], encoding: Encoding) -> NDArray[np.float32]:
-    """The rows of `answer` (longest, classes) at the first token of each word, in word order."""
+def _first_tokens(answer: NDArray[np.float32], encoding: Encoding, words: int) -> NDArray[np.float32]:
+    """(words, classes): the row of `answer` (longest, classes) at the first token of each word, NaN without one."""
     first: dict[int, int] = {}
     for token, word in enumerate(encoding.word_ids):
         if word is not None:
             first.setdefault(word, token)
-    return answer[list(first.values())]
+    found = np.full((words, answer.shape[-1]), np.nan, np.float32)
+    found[list(first)] = answer[list(first.values())]
+    return found
 
 
 def _stack_words(answers: Sequence[NDArray[np.float32]], words: Sequence[int]) -> NDArray[np.float32]:
