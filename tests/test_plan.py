@@ -53,15 +53,6 @@ def test_a_plan_is_exact(name, family, head):
     assert [step.speed for step in found.steps] == [step.speed for step in recipe(name).steps]
 
 
-def test_training_in_half_precision_leaves_float32():
-    model = tiny.model("bert").half()
-    steps = "  - keep_layers: {keep: 2}\n  - tune\n"
-    found = plan(model, Recipe.parse(f"lissom: 1\nsteps:\n{steps}", "r"))
-    half, full = (step.after for step in found.steps)
-    assert full.parameters == half.parameters
-    assert full.size_mb == pytest.approx(2 * half.size_mb)
-
-
 def test_a_recipe_that_cannot_work_is_refused():
     for steps, code in (("  - int8\n  - svd\n", 316), ("  - keep_layers: {keep: 9}\n", 318)):
         with pytest.raises(LissomError, match=f"LSM-{code}"):

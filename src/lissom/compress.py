@@ -71,7 +71,7 @@ class Result:
             self.model,
             folder,
             tokenizer=self.tokenizer,
-            base=self.base or None,
+            base=None if not self.base or Path(self.base).exists() else self.base,  # local paths are nobody's business
             recipe=self.recipe.as_dict(),
             rows=rows,
             card=markdown(rows, ORIGINAL) if rows else None,
@@ -144,7 +144,7 @@ def compress(
         max_length=readable_length(original, reader, max_length),
     )
     plan.check(dissect(original), given)
-    student = copy.deepcopy(original)
+    student = copy.deepcopy(in_float32(original))
     with tempfile.TemporaryDirectory(prefix="lissom-") as own:
         place = work or Path(own)
         place.mkdir(parents=True, exist_ok=True)
@@ -180,6 +180,14 @@ def _opened(
         if wanted or error.code != "LSM-435":
             raise
         return loaded, None, str(model)
+
+
+def in_float32(model: PreTrainedModel) -> PreTrainedModel:
+    """`model`, or a copy in float32 where its weights are in half precision: recipes work on no other."""
+    import torch
+
+    half = model.dtype in (torch.float16, torch.bfloat16)
+    return torch.nn.Module.float(copy.deepcopy(model)) if half else model
 
 
 def readable_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, asked: int) -> int:
@@ -236,7 +244,7 @@ def _measured(
         for name, one in ((ORIGINAL, original), (COMPRESSED, compressed))
     }
     told = lambda what, done: report(what, 1 - _MEASURED * (1 - done))  # noqa: E731  named for what it is
-    kinds = ("keep", "label_loyalty", "probability_loyalty", "parameters", "flops")
+    kinds = ("keep", "label_loyalty", "probability_loyalty", "size_mb", "parameters", "flops")
     return measure(
         runners,
         data,

@@ -91,11 +91,11 @@ def plan(
     """Predict what `recipe` would make of `model`; nothing is trained, nothing written, `model` stays as it is.
 
     data: what `load_data` takes, or Data; without it a step that needs data is noted, and texts are made up.
-    columns: as `load_data` takes them.
+    columns: as `load_data` takes them.  max_length: tokens a text is cut at, lowered to what the model reads.
     Raises LissomError 3xx when the recipe cannot work on this model, and what loading model and data raises.
     """
     from lissom.anatomy import dissect
-    from lissom.compress import data_for
+    from lissom.compress import data_for, in_float32, readable_length
 
     if isinstance(model, str | Path):
         from lissom.store import load, load_tokenizer
@@ -103,9 +103,14 @@ def plan(
         tokenizer = tokenizer or load_tokenizer(model)
         model = load(model)
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.read(recipe)
+    precision = str(model.dtype).removeprefix("torch.")
+    model = in_float32(model)
+    max_length = readable_length(model, tokenizer, max_length)
     found = None if data is None else data_for(model, data, seed, columns)
     given = Given(data=found, tokenizer=tokenizer, teacher=model, seed=seed, max_length=max_length)
     notes = _check(recipe, dissect(model), given)
+    if precision != "float32":
+        notes.append(f"The weights are stored as {precision}; a recipe works on them, and saves them, as float32.")
     stages = [model]
     for done, step in enumerate(recipe.steps):
         report(f"structure after {step.name}", 0.3 * done / len(recipe.steps))
@@ -181,13 +186,10 @@ def _noted(data: Data | None) -> tuple[str, ...]:
 
 def _after(model: PreTrainedModel, step: Method, given: Given) -> PreTrainedModel:
     """A copy of `model` with the structure that `step` leaves; a step that looks at texts looks at very few."""
-    import torch
-
     from lissom.edits import Editor
 
-    if step.stage is Stage.TUNE:  # trains in float32 and leaves it so
-        half = model.dtype in (torch.float16, torch.bfloat16)
-        return copy.deepcopy(model).float() if half else model  # type: ignore[no-untyped-call]
+    if step.stage is Stage.TUNE:
+        return model
     quick = {"samples": _SAMPLES} if any(field.name == "samples" for field in dataclasses.fields(step)) else {}
     editor = Editor(copy.deepcopy(model))
     with _no_decompositions():
