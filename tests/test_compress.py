@@ -6,6 +6,7 @@ import torch
 
 import lissom
 from lissom.check import check
+from lissom.errors import LissomError
 from lissom.plan import plan
 from lissom.recipe import Recipe
 from lissom.store import save
@@ -46,3 +47,10 @@ def test_half_precision_is_worked_on_and_planned_in_float32(dtype: torch.dtype) 
     assert found.after.size_mb == sum(one.numel() for one in made.parameters()) * 4 / 1e6
     assert any("float32" in note for note in found.notes)
     assert model.dtype == dtype
+
+
+@pytest.mark.parametrize("steps", ["tune", "prune_heads: {by: first-order}", "prune_neurons: {by: first-order}"])
+def test_what_needs_gradients_refuses_packed_layers(result, steps: str) -> None:
+    data = {"train": tiny.labelled_texts(60), "test": tiny.labelled_texts(30, seed=1)}
+    with pytest.raises(LissomError, match=r"LSM-713 .*int8"):
+        lissom.compress(result.model, recipe(steps), data=data, tokenizer=tiny.tokenizer())

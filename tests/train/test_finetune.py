@@ -2,7 +2,9 @@ import pytest
 import torch
 
 from lissom.data import Task
+from lissom.edits import Editor
 from lissom.errors import LissomError
+from lissom.methods import METHODS, Given
 from lissom.train.finetune import finetune, with_head
 from tests import tiny
 from tests.train.tiny_rows import tokenizer, topics
@@ -75,6 +77,14 @@ def test_a_compressed_model_is_refused():
         LissomError, match=r"LSM-716 encoder\.layer\.0\.intermediate\.dense\.bias: the model does not have"
     ):
         with_head(model, task())
+
+
+@pytest.mark.parametrize("name", ["int8", "svd"])
+def test_layers_that_hold_something_else_are_never_read_as_weights(name):
+    editor = Editor(tiny.model("bert", "AutoModelForSequenceClassification"))
+    METHODS[name]().apply(editor, Given())
+    with pytest.raises(LissomError, match="LSM-716"):
+        with_head(editor.model, task())
 
 
 def test_a_bare_encoder_becomes_a_teacher(tmp_path):

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from lissom.errors import LissomError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -91,3 +93,13 @@ class Method(ABC):
     def options(self) -> dict[str, Any]:
         """The resolved options, as plain JSON values."""
         return dataclasses.asdict(self)
+
+
+def check_gradients(anatomy: Anatomy) -> None:
+    """Raise LSM-713 when a layer is packed to int8: no gradient goes through it."""
+    from lissom.nn import Int8Linear
+
+    packed = next((name for name, one in anatomy.model.named_modules() if isinstance(one, Int8Linear)), None)
+    if packed is not None:
+        cause = "this step needs gradients, and a layer that is packed to int8 has none"
+        raise LissomError(713, cause, place=packed, remedy="Begin with the model as it was before int8.")

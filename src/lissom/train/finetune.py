@@ -18,6 +18,7 @@ from lissom.train.run import Trained, train
 from lissom.train.score import Validation
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lissom.data import Data, Task
@@ -109,13 +110,20 @@ def _fill(made: PreTrainedModel, model: PreTrainedModel) -> None:
     """Copy the weights of `model` into `made`: everything where the head is the same, else all but the head."""
     whole = made.state_dict()
     given: dict[str, Any] = model.state_dict()
-    same = type(made) is type(model) and all(given[name].shape == one.shape for name, one in whole.items())
+    same = type(made) is type(model) and all(
+        name in given and given[name].shape == one.shape for name, one in whole.items()
+    )
     target, source = (made, model) if same else (made.base_model, model.base_model)
     wanted, found = target.state_dict(), source.state_dict()
-    shapes = {name for name in wanted if name in found and wanted[name].shape != found[name].shape}
+    odd = {name for name in wanted if name in found and not _alike(wanted[name], found[name])}
     missing = {name for name in wanted if name not in found and "pooler" not in name}
-    if shapes or missing:
-        name = min(shapes | missing)
-        cause = "the model does not have the shape that its config says"
+    if odd or missing:
+        name = min(odd | missing)
+        cause = "the model does not have the structure that its config says"
         raise LissomError(716, cause, place=name, remedy="Fine-tune the model before it is compressed.")
     target.load_state_dict(found, strict=False)
+
+
+def _alike(wanted: Tensor, found: Tensor) -> bool:
+    """Whether `found` can stand for `wanted`; the codes of a packed layer cannot, though they have its shape."""
+    return wanted.shape == found.shape and wanted.is_floating_point() == found.is_floating_point()

@@ -16,7 +16,7 @@ from typing_extensions import TypedDict
 
 from lissom.data import encode
 from lissom.errors import LissomError
-from lissom.methods.base import Given, Method, Need, Stage
+from lissom.methods.base import Given, Method, Need, Stage, check_gradients
 from lissom.methods.options import build
 from lissom.train.objectives import OBJECTIVES, Objective
 from lissom.train.run import train
@@ -56,7 +56,9 @@ class Tune(Method):
     ] = None
 
     def check(self, anatomy: Anatomy, given: Given) -> None:
-        """Raises LSM-317 without tokenizer or teacher, 319 when nothing is learnt, 715 for hidden of two stacks."""
+        """Raises LSM-317 without tokenizer or teacher, 319 when nothing is learnt, 713 for int8 layers, 715 for hidden
+        of two stacks."""
+        check_gradients(anatomy)
         if given.tokenizer is None:
             raise LissomError(317, "there is no tokenizer to read the training data with", remedy="Give one.")
         for name, objective in self._objectives(given).items():

@@ -14,7 +14,7 @@ from lissom.anatomy import Anatomy, Slot
 from lissom.data import Data
 from lissom.edits import Editor
 from lissom.errors import LissomError
-from lissom.methods.base import Given, Method, Stage
+from lissom.methods.base import Given, Method, Stage, check_gradients
 from lissom.stats.batches import calibration_batches
 from lissom.stats.importance import first_order
 
@@ -38,9 +38,10 @@ class StructuredPruning(Method):
     samples: Annotated[int, Field(ge=1, description="texts that first-order importance is measured on")] = 256
 
     def check(self, anatomy: Anatomy, given: Given) -> None:
-        """Raises LSM-317 when first-order importance has no labelled data."""
+        """Raises LSM-317 when first-order importance has no labelled data, LSM-713 for int8 layers."""
         if self.by == "first-order":
             labelled(given)
+            check_gradients(anatomy)
 
 
 def choose(scores: Sequence[Tensor], ratio: float, *, across: str) -> tuple[tuple[int, ...], ...]:
