@@ -586,6 +586,12 @@ def test_links_to_other_files_are_not_read(plain: Path, tmp_path: Path) -> None:
     refused("LSM-422", load, plain)
 
 
+def test_a_record_does_not_excuse_a_config_that_is_far_larger_than_the_files(folder: Path) -> None:
+    (folder / "lissom.json").unlink()
+    change(folder / "config.json", vocab_size=2_000_000)
+    refused("LSM-432", load, folder, auto_class="AutoModelForTokenClassification")
+
+
 # ---------------------------------------------------------------------------------------------------------- tokenizers
 
 
@@ -614,6 +620,23 @@ def test_tokenizers_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
         load_tokenizer(made)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "added_tokens.json", "additional_chat_templates/x.jinja"])
+def test_a_tokenizer_reads_through_no_link(tmp_path: Path, name: str) -> None:
+    made = save(narrow(), tmp_path / "out", tokenizer=tiny.tokenizer())
+    (tmp_path / "secret").write_text("{}")
+    (made / name).parent.mkdir(exist_ok=True)
+    (made / name).symlink_to(tmp_path / "secret")
+    refused("LSM-422", load_tokenizer, made)
+
+
+@pytest.mark.parametrize("key", ["vocab", "merges"])
+def test_a_tokenizer_names_no_file_elsewhere(tmp_path: Path, key: str) -> None:
+    made = save(narrow(), tmp_path / "out", tokenizer=tiny.tokenizer())
+    (tmp_path / "secret").write_text("[PAD]\nhidden\n")
+    change(made / "tokenizer_config.json", **{key: str(tmp_path / "secret"), "tokenizer_class": "BertTokenizer"})
+    refused("LSM-421", load_tokenizer, made)
 
 
 def test_public_names() -> None:

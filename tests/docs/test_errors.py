@@ -26,6 +26,7 @@ SHARED = {
     319: "an objective cannot work",
     401: "may hold a pickle",
     402: "missing or unreadable",
+    421: "a name points outside its folder",
     431: "names code",
     432: "a size out of bounds",
     433: "transformers does not take the config",

@@ -14,7 +14,7 @@ from lissom.errors import LissomError, nearest
 from lissom.store.config import first_line, read_config
 from lissom.store.record import record_from_json
 from lissom.store.saving import FORMAT, MANIFEST, WEIGHTS
-from lissom.store.skeleton import own_memory
+from lissom.store.skeleton import check_implied, own_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 INDEX = "model.safetensors.index.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
+_READ_BY_TOKENIZERS = frozenset({".json", ".txt", ".model", ".jinja", ".tiktoken"})
+_VOCABULARIES = frozenset({"vocab", "merges"})  # what tokenizers take as content or as the name of a file
 _WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 
@@ -80,18 +82,26 @@ def load(
 def load_tokenizer(source: str | Path, *, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder or hub id; no code of the checkpoint is run.
 
-    Raises LissomError LSM-435 when there is none or transformers cannot read it, and as `load` for files and hub ids.
+    Raises LissomError LSM-435 when there is none or transformers cannot read it, LSM-421 when its settings name a file
+    elsewhere, LSM-422 when one of its files is a link, and as `load` for files and hub ids.
     """
     from transformers import AutoTokenizer
 
     folder = _local(source, revision)
     _manifest(folder, but=WEIGHTS)
+    for one in sorted({*folder.glob("*"), *folder.glob("additional_chat_templates/*")}):
+        if one.suffix in _READ_BY_TOKENIZERS:  # which of them it opens is the business of its class
+            files.inside(folder, one.relative_to(folder).as_posix(), hard_links=True)
     path = files.inside(folder, "tokenizer_config.json", hard_links=True)
     if not any(files.inside(folder, name, hard_links=True).exists() for name in _TOKENIZERS):
         # transformers would make one with an empty vocabulary
         raise LissomError(435, "there is no tokenizer", place=str(folder), remedy="Save it beside the model.")
     entries = files.read_json(path) if path.exists() else {}
-    templates = entries.get("chat_template") if isinstance(entries, dict) else None
+    entries = entries if isinstance(entries, dict) else {}
+    for key in _VOCABULARIES & entries.keys():
+        if isinstance(entries[key], str):  # transformers would open it, wherever it is
+            raise LissomError(421, f'"{key}" is the path of a file, not its content', place=str(path))
+    templates = entries.get("chat_template")
     for one in templates if isinstance(templates, list) else ():
         # transformers writes a template to a file of this name when the tokenizer is saved again
         files.inside(folder, str(one.get("name", "") if isinstance(one, dict) else ""))
@@ -193,17 +203,13 @@ def _manifest(folder: Path, *, but: str = "") -> dict[str, Any]:
 def _check_implied(kind: Any, config: Any, given: int, folder: Path) -> None:
     """Refuse a config whose model is far larger than the files, before transformers makes room for it.
 
-    A new head, and a table that is not stored because it is tied, at most double a model that is worth loading.
     given: number of values in the files.
     """
     import torch
 
     with torch.device("meta"):
         empty = (kind.from_config if hasattr(kind, "from_config") else kind._from_config)(copy.deepcopy(config))
-    implied = sum(parameter.numel() for parameter in empty.parameters())
-    if implied > 2 * given + 10_000_000:
-        cause = f"the config describes {implied} parameters, the files hold {given} values"
-        raise LissomError(432, cause, place=str(folder), remedy="The files are incomplete or hostile.")
+    check_implied(empty, given, str(folder))
 
 
 def _check_weights(folder: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,8 @@ from lissom.errors import LissomError
 from lissom.files import check_safetensors
 from lissom.store.config import METHOD
 from lissom.store.record import record_from_json
-from lissom.store.skeleton import declared_ties, edited_ties, own_memory, put_back, replay
+from lissom.store.saving import WEIGHTS
+from lissom.store.skeleton import check_implied, declared_ties, edited_ties, own_memory, put_back, replay
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -48,8 +50,12 @@ class LissomQuantizer(HfQuantizer):
         replay(model, self._record)
         tied = edited_ties(model)
         model.all_tied_weights_keys = declared_ties(model)
-        if [type(model).__name__] == model.config.architectures:  # another head takes what it knows and no more
-            _compare(model, {**tied, **model.all_tied_weights_keys}, context.get("checkpoint_files") or [])
+        paths = context.get("checkpoint_files") or []
+        found = {name: shape for path in paths for name, (_, shape) in check_safetensors(Path(path)).items()}
+        if [type(model).__name__] == model.config.architectures:
+            _compare(model, {**tied, **model.all_tied_weights_keys}, found, str(next(iter(paths), WEIGHTS)))
+        else:  # another head takes what it knows and no more
+            check_implied(model, sum(map(math.prod, found.values())), str(next(iter(paths), WEIGHTS)))
         # transformers fills places that no file names with random numbers; `settle` puts the shared tensors there
         ignored = {f"^{re.escape(name)}$" for name in tied}
         model._keys_to_ignore_on_load_missing = ignored | set(model._keys_to_ignore_on_load_missing or ())
@@ -71,17 +77,14 @@ class LissomQuantizer(HfQuantizer):
         return True
 
 
-def _compare(model: PreTrainedModel, tied: dict[str, str], paths: list[str]) -> None:
+def _compare(model: PreTrainedModel, tied: dict[str, str], given: dict[str, tuple[int, ...]], place: str) -> None:
     """Refuse files whose tensors are not those of the empty model, before any of them is read.
 
     tied: names that a file need not hold, because another name's tensor takes their place.
+    given: name -> shape of what the files hold.
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    given = {name: shape for path in paths for name, (_, shape) in check_safetensors(Path(path)).items()}
-    place, remedy = (
-        (paths or ["model.safetensors"])[0],
-        "The folder is damaged or was put together by hand. Save it again.",
-    )
+    remedy = "The folder is damaged or was put together by hand. Save it again."
     missing = sorted(wanted.keys() - given.keys() - tied.keys())
     if missing:
         raise LissomError(443, f'tensor "{missing[0]}" is missing ({len(missing)} in all)', place=place, remedy=remedy)

@@ -47,6 +47,17 @@ def replay(empty: PreTrainedModel, record: Record) -> None:
         Editor(empty).replay(short)
 
 
+def check_implied(empty: nn.Module, given: int, place: str) -> None:
+    """Refuse an empty model that is far larger than its files, which hold `given` values. Raises LissomError LSM-432.
+
+    A new head, and a table that is not stored because it is tied, at most double a model that is worth loading.
+    """
+    implied = sum(parameter.numel() for parameter in empty.parameters())
+    if implied > 2 * given + 10_000_000:
+        cause = f"the config describes {implied} parameters, the files hold {given} values"
+        raise LissomError(432, cause, place=place, remedy="The files are incomplete or hostile.")
+
+
 def shapes(model: nn.Module) -> dict[str, tuple[tuple[int, ...], str]]:
     """Name -> (shape, kind) of every stored tensor; kind is "float" or an exact integer dtype."""
     return {
