@@ -450,6 +450,9 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     text = refused("LSM-603", write, tmp_path / "file" / "out", "1")
     assert "it cannot be written" in text
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "none" / "x.html", tmp_path / "folder", tmp_path / ("x" * 300)):
+        refused("LSM-603", files.write_text, path, "1")
 
 
 def test_two_writers_without_force_do_not_mix(tmp_path: Path) -> None:

@@ -126,6 +126,18 @@ def test_compress_without_data_says_so_before_any_work(capsys, place):
     assert "LSM-206" in error
 
 
+def test_a_file_that_cannot_be_written_is_refused_before_any_work(capsys, place):
+    nowhere = place / "nowhere" / "page.html"
+    data = recipe_and_data(place)
+    for arguments in (
+        ["measure", place / "no-model", "--data", place / "data", "--out", nowhere],
+        ["compress", place / "no-model", *data, "--out", place / "out-of-this", "--report", nowhere],
+        ["compress", place / "no-model", *data, "--out", place / "out-of-this", "--report", place / "data"],
+    ):
+        code, document, _ = call(capsys, *arguments)
+        assert (code, document["code"]) == (6, "LSM-603")
+
+
 def test_compress_keeps_what_is_there(capsys, compressed):
     place = compressed
     arguments = [*recipe_and_data(place), "--out", place / "out"]

@@ -54,6 +54,7 @@ def command(
     from lissom.recipe import Recipe
 
     read = Recipe.read(recipe)
+    options.check_file(page)
     with options.working_folder(out, force) as work, say.progress("compress") as report:
         done = compress(
             model,

@@ -51,6 +51,7 @@ def command(
     from lissom.measure import measure
     from lissom.runtime import open_runner
 
+    options.check_file(out)
     names = dict.fromkeys(([reference] if reference else []) + list(subjects))
     runners = {name: open_runner(name, device=device, threads=threads, max_length=max_length) for name in names}
     labels = next(iter(runners.values())).labels

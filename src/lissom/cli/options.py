@@ -77,6 +77,13 @@ def working_folder(target: str, force: bool) -> Iterator[Path]:
     shutil.rmtree(work, ignore_errors=True)
 
 
+def check_file(path: str | None) -> None:
+    """Raise LissomError 603 before any work when a file that is written at its end has no folder, or is one."""
+    if path is not None and (Path(path).is_dir() or not Path(path).parent.is_dir()):
+        cause = "it is a folder" if Path(path).is_dir() else "its folder does not exist"
+        raise LissomError(603, f"it cannot be written: {cause}", place=path, remedy="Write elsewhere.")
+
+
 def _pairs(pairs: tuple[str, ...]) -> dict[str, str]:
     found = dict(pair.partition("=")[::2] for pair in pairs)
     if not all(role and name for role, name in found.items()):

@@ -23,6 +23,7 @@ if sys.platform != "win32":
     import fcntl
 
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EXDEV, errno.EBUSY, errno.EEXIST, errno.ENOTDIR}
+_REFUSED |= {errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG}
 
 
 def write_text(path: Path, text: str) -> None:
