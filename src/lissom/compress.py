@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from lissom import gate
-from lissom.anatomy import dissect
+from lissom.anatomy import dissect, positions
 from lissom.data import Data, load_data
 from lissom.edits import Editor
 from lissom.errors import LissomError
@@ -192,8 +192,7 @@ def in_float32(model: PreTrainedModel) -> PreTrainedModel:
 
 def readable_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, asked: int) -> int:
     """`asked`, or fewer tokens where the model or its tokenizer reads fewer."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or asked
-    return min(asked, positions, asked if tokenizer is None else tokenizer.model_max_length)
+    return min(asked, positions(model) or asked, asked if tokenizer is None else tokenizer.model_max_length)
 
 
 def data_for(model: PreTrainedModel, data: Any, seed: int, columns: Mapping[str, str] | None = None) -> Data:

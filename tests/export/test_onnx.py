@@ -48,12 +48,19 @@ def test_the_folder_is_complete(plain: tuple[PreTrainedModel, Artifact]) -> None
     manifest = json.loads((artifact.folder / "lissom.json").read_text())
     assert manifest["files"] == digests(artifact.folder, but=["lissom.json"])
     assert manifest["export"]["parity"] == artifact.parity
-    assert artifact.parity["shapes"] == [[1, 1], [1, 7], [3, 16], [8, 62]]
+    assert artifact.parity["shapes"] == [[1, 1], [1, 7], [3, 16], [8, 64]]
     assert artifact.parity["largest_difference"] < 1e-5
     config = json.loads((artifact.folder / "config.json").read_text())
     assert config["architectures"] == ["BertForSequenceClassification"]
     assert config["model_type"] == "bert"
     assert not [key for key in config if key.startswith("_")]
+
+
+def test_the_folder_says_how_long_a_text_may_be(tmp_path: Path) -> None:
+    model = tiny.model("roberta", "AutoModelForSequenceClassification", pad_token_id=1)
+    artifact = export(model, "onnx", tmp_path / "out", tokenizer=tiny.tokenizer())
+    assert artifact.runner().max_length == 62
+    assert artifact.runner().predict([" ".join(["w5"] * 100)]).shape == (1, 3)
 
 
 def test_inputs_outputs_and_axes(plain: tuple[PreTrainedModel, Artifact]) -> None:
@@ -192,7 +199,7 @@ def test_a_tied_table_is_stored_once(quantize: bool, tmp_path: Path) -> None:
 def checked(file: bytes, model: PreTrainedModel, folder: Path) -> None:
     """What the export does with a graph of `model`."""
     forward = Forward(model, ("input_ids", "attention_mask", "token_type_ids"))
-    given = parity.samples(model.config, forward.inputs)
+    given = parity.samples(model, forward.inputs)
     forward.name_outputs(given[1])
     (folder / "model.onnx").write_bytes(file)
     parity.check(folder / "model.onnx", forward, given)

@@ -307,3 +307,12 @@ def _shared_bert(cache: list[TorchRunner] = []) -> TorchRunner:  # noqa: B006  o
     if not cache:
         cache.append(TorchRunner(tiny.model("bert", "AutoModelForSequenceClassification"), made.tokenizer()))
     return cache[0]
+
+
+def test_a_long_text_fits_a_model_that_counts_from_behind_its_padding() -> None:
+    model = tiny.model("roberta", "AutoModelForSequenceClassification", pad_token_id=1)
+    runner = TorchRunner(model, tiny.tokenizer())
+    assert runner.max_length == 62
+    assert runner.predict([" ".join(["w5"] * 100)]).shape == (1, 3)
+    with pytest.raises(LissomError, match="LSM-211"):
+        TorchRunner(model, tiny.tokenizer(), max_length=63)

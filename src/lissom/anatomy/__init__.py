@@ -3,6 +3,7 @@
 from lissom.anatomy.dissect import dissect
 from lissom.anatomy.families import FAMILIES
 from lissom.anatomy.parts import Anatomy, Attention, Block, Ffn, Stack
+from lissom.anatomy.positions import positions
 from lissom.anatomy.slot import Slot, is_linear, keep_together
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "dissect",
     "is_linear",
     "keep_together",
+    "positions",
 ]

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lissom.anatomy import positions
 from lissom.errors import LissomError
 from lissom.export import graph, parity
 from lissom.files import write_json
@@ -80,7 +81,7 @@ def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, fol
     """
     work = _plain_copy(model)
     forward = Forward(work, _inputs(work, tokenizer))
-    samples = parity.samples(work.config, forward.inputs)
+    samples = parity.samples(work, forward.inputs)
     with torch.inference_mode():
         forward.name_outputs(samples[1])
     attention = work.config._attn_implementation
@@ -93,7 +94,9 @@ def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, fol
     figures = parity.check(path, forward, samples)
     _write_config(model, folder, packed=packed)
     if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+        made = copy.deepcopy(tokenizer)  # no other file of the folder says how much the graph can read
+        made.model_max_length = min(tokenizer.model_max_length, positions(model) or tokenizer.model_max_length)
+        made.save_pretrained(folder)
     return {"opset": graph.OPSET, "inputs": forward.inputs, "outputs": forward.outputs, "parity": figures}
 
 

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lissom.anatomy import positions
 from lissom.errors import LissomError
 from lissom.export import graph
 from lissom.nn import Int8Linear
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+    from transformers import PreTrainedModel
 
     from lissom.export.onnx import Forward
 
@@ -41,13 +43,11 @@ _REMEDY = "Nothing was written. Please report the model type and these numbers."
 Answers: TypeAlias = "list[NDArray[np.float32]]"
 
 
-def samples(config: Any, inputs: tuple[str, ...]) -> list[dict[str, Tensor]]:
+def samples(model: PreTrainedModel, inputs: tuple[str, ...]) -> list[dict[str, Tensor]]:
     """The batches that every graph is checked with."""
-    text = config.get_text_config()
-    positions = getattr(text, "max_position_embeddings", None) or 128
-    longest = min(128, positions - max(text.pad_token_id or 0, 1) - 1)  # some families start counting after the pad id
+    longest = min(128, positions(model) or 128)
     return [
-        batch(config, inputs, rows=rows, length=min(length, longest), seed=seed)
+        batch(model.config, inputs, rows=rows, length=min(length, longest), seed=seed)
         for seed, (rows, length) in enumerate(_SHAPES)
     ]
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
+from lissom.anatomy import positions
 from lissom.errors import LissomError
 from lissom.runtime.runner import Arrays, Runner, embed, usable_length
 
@@ -53,7 +54,7 @@ class TorchRunner(Runner):
         pads = [config.pad_token_id, None if tokenizer is None else tokenizer.pad_token_id, 0]
         super().__init__(
             tokenizer=None if tokenizer is None else _backend(tokenizer),
-            max_length=usable_length(max_length, limit, getattr(config, "max_position_embeddings", None)),
+            max_length=usable_length(max_length, limit, positions(model)),
             inputs=frozenset(asked & given),
             pad_id=next(pad for pad in pads if pad is not None),
             labels=_labels(model),

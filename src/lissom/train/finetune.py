@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
+from lissom.anatomy import positions
 from lissom.data import encode
 from lissom.errors import LissomError
 from lissom.train import checkpoint
@@ -53,6 +54,7 @@ def finetune(
     Raises LissomError LSM-716 when there is no head of this kind for the model, and those of `train`.
     """
     made = with_head(model, data.task, seed=seed, pad_id=tokenizer.pad_token_id)
+    max_length = min(max_length, positions(made) or max_length)
     pad_id = tokenizer.pad_token_id or 0
     validate = None
     if "validation" in data.splits:
