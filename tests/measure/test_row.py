@@ -80,6 +80,13 @@ def test_only_what_is_asked_for_is_taken_and_what_does_not_fit_says_so() -> None
     assert runner.log == [("", 20)]  # one pass, nothing timed
 
 
+def test_speed_says_how_many_threads_it_took() -> None:
+    fake = Fake(honest)
+    fake.threads = 3
+    (row,) = measure({"a": fake}, reviews(), metrics=["throughput", "latency_ms_p50"], rounds=1)
+    assert all(one.how.endswith("CPU threads: 3.") for one in row.readings)
+
+
 def test_loyalty_needs_no_labels() -> None:
     data = reviews()
     unlabelled = Data(

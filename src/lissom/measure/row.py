@@ -157,7 +157,8 @@ class _Run:
             report=lambda what, fraction: self.report(what, 0.4 + 0.45 * fraction),
         )
         for name, found in self.readings.items():
-            found.extend(speed(times[name], self.seed))
+            threads = _threads(self.subjects[name])
+            found.extend(dataclasses.replace(one, how=one.how + threads) for one in speed(times[name], self.seed))
             if self.reference is not None:
                 found.append(speedup(times[name], times[self.reference], self.seed))
 
@@ -173,6 +174,16 @@ class _Run:
         """`count` texts in a random order, the same for the same seed."""
         order = np.random.default_rng(self.seed).permutation(len(self.texts))[:count]
         return [self.texts[int(number)] for number in order]
+
+
+def _threads(runner: Runner) -> str:
+    """How many CPU threads a pass of the runner takes, as a sentence; empty where the engine does not tell."""
+    count = getattr(runner, "threads", None)
+    if count is None and hasattr(runner, "model"):
+        import torch
+
+        count = torch.get_num_threads()
+    return "" if count is None else f" CPU threads: {count}."
 
 
 def _wanted(metrics: Sequence[str] | None, subjects: Mapping[str, Runner], reference: str | None) -> list[str]:
