@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -268,3 +269,16 @@ def test_rows_without_labels_cannot_be_judged() -> None:
     rows = reviews(4).split("test").remove_columns("label")
     with pytest.raises(LissomError, match=r"LSM-852 this split has no labels to compare answers with"):
         scores_of(np.zeros((4, 2)), rows, reviews(4).task)
+
+
+@pytest.mark.parametrize(("family", "causal"), [("bert", False), ("roberta", False), ("gpt2", True), ("llama", True)])
+def test_weights_as_small_as_at_the_start_of_training_hide_no_look_ahead(family: str, causal: bool) -> None:
+    head = "AutoModelForCausalLM" if causal else "AutoModelForMaskedLM"
+    torch.manual_seed(0)
+    model = getattr(transformers, head).from_config(tiny.config(family)).eval()
+    runner = TorchRunner(model, tiny.tokenizer())
+    if causal:
+        assert len(next_token_losses(runner, tiny.texts(20)))
+    else:
+        with pytest.raises(LissomError, match="LSM-737"):
+            next_token_losses(runner, tiny.texts(20))

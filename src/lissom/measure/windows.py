@@ -73,5 +73,15 @@ def _check_causal(runner: Runner, tokens: list[int]) -> None:
     """A token must not change what is said before it; a masked language model fails here."""
     changed = [*tokens[:-1], tokens[0] if tokens[0] != tokens[-1] else tokens[-1] - 1 if tokens[-1] else 1]
     before, after = _logits(runner, tokens)[:-1], _logits(runner, changed)[:-1]
-    if np.abs(before - after).max() > 0.2 * np.abs(before).max():  # int8 activations share one scale, hence the slack
+    if np.abs(before - after).max() > (0.2 if _rounds(runner) else 1e-4) * np.abs(before).max():
         raise LissomError(737, "this model sees the tokens that it should predict, so it has no perplexity")
+
+
+def _rounds(runner: Runner) -> bool:
+    """Whether int8 activations share one scale, so that a later token moves earlier answers a little in any model."""
+    model = getattr(runner, "model", None)
+    if model is None:
+        return bool(getattr(runner, "variant", "fp32") != "fp32")
+    from lissom.nn import Int8Linear
+
+    return any(isinstance(module, Int8Linear) for module in model.modules())
