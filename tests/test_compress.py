@@ -54,3 +54,18 @@ def test_what_needs_gradients_refuses_packed_layers(result, steps: str) -> None:
     data = {"train": tiny.labelled_texts(60), "test": tiny.labelled_texts(30, seed=1)}
     with pytest.raises(LissomError, match=r"LSM-713 .*int8"):
         lissom.compress(result.model, recipe(steps), data=data, tokenizer=tiny.tokenizer())
+
+
+@pytest.mark.parametrize(("family", "head"), [("t5", "AutoModelForSeq2SeqLM"), ("bert", "AutoModelForMaskedLM")])
+def test_running_text_is_refused_before_any_work_by_models_that_do_not_go_on_with_it(family: str, head: str) -> None:
+    texts = {"train": {"text": tiny.texts(30)}, "test": {"text": tiny.texts(20, seed=1)}}
+    told: list[str] = []
+    with pytest.raises(LissomError, match=r"LSM-826 .*language modelling"):
+        lissom.compress(
+            tiny.model(family, head),
+            recipe("{keep_layers: {keep: 1, by: importance, stack: encoder}}"),
+            data=texts,
+            tokenizer=tiny.tokenizer(),
+            report=lambda what, done: told.append(what),
+        )
+    assert not told

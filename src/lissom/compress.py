@@ -214,7 +214,8 @@ def data_for(model: PreTrainedModel, data: Any, seed: int, columns: Mapping[str,
         "question_answering": "QuestionAnswering",
     }
     wanted = heads.get(found.task.kind)
-    if wanted and wanted not in kind:
+    goes_on = model.can_generate() and not model.config.is_encoder_decoder  # says which token comes next in a text
+    if not (wanted in kind if wanted else goes_on):
         task = found.task.kind.replace("_", " ")
         cause = f"{kind} has no head for {task}"
         raise LissomError(826, cause, place=found.name, remedy="Train one first: lissom finetune MODEL --data ...")
