@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/installed
 .PHONY: demo test lint format clean
 
 demo: $(INSTALLED)
-	$(BIN)/lissom demo
+	$(BIN)/lissom demo --force
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4
