@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lissom.bench.rows import read_rows
 from lissom.errors import LissomError
-from lissom.files import digest, inside, read_json
+from lissom.files import compare_digests, inside, read_json
 from lissom.gate import Verdict, evaluate, parse
 
 MANIFEST, ROWS = "lissom.json", "rows.jsonl"
@@ -41,11 +41,5 @@ def verify(folder: Path) -> dict[str, str]:
         raise LissomError(
             463, f"{MANIFEST} lists no files", place=str(folder), remedy="Name a folder that lissom wrote."
         )
-    for name, wanted in listed.items():
-        file = inside(folder, name)
-        if not file.is_file():
-            raise LissomError(462, f"{name} is missing", place=str(folder), remedy="Copy the whole folder again.")
-        if name != "README.md" and digest(file) != wanted:  # people edit the card, and nothing depends on it
-            cause = f"digest of {name} does not match {MANIFEST}"
-            raise LissomError(461, cause, place=str(folder), remedy="It was damaged or changed. Copy it again.")
+    compare_digests(folder, listed, MANIFEST)
     return listed

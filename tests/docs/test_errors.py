@@ -38,6 +38,7 @@ SHARED = {
     452: "a stored record is none",
     461: "a digest differs",
     462: "a listed file is missing",
+    463: "no manifest of lissom",
     602: "the disk is full",
     603: "not allowed to write",
     715: "no row of hidden states",

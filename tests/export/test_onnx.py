@@ -56,11 +56,15 @@ def test_the_folder_is_complete(plain: tuple[PreTrainedModel, Artifact]) -> None
     assert not [key for key in config if key.startswith("_")]
 
 
-def test_the_folder_says_how_long_a_text_may_be(tmp_path: Path) -> None:
+def test_the_folder_says_how_long_a_text_may_be_and_runs_only_unchanged(tmp_path: Path) -> None:
     model = tiny.model("roberta", "AutoModelForSequenceClassification", pad_token_id=1)
     artifact = export(model, "onnx", tmp_path / "out", tokenizer=tiny.tokenizer())
     assert artifact.runner().max_length == 62
     assert artifact.runner().predict([" ".join(["w5"] * 100)]).shape == (1, 3)
+    with (artifact.folder / "config.json").open("a") as file:
+        file.write(" ")
+    with pytest.raises(LissomError, match=r"LSM-461 .*config\.json"):
+        artifact.runner()
 
 
 def test_inputs_outputs_and_axes(plain: tuple[PreTrainedModel, Artifact]) -> None:

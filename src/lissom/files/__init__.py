@@ -11,6 +11,7 @@ that installers hard-link, whose files the library asks for by fixed names (`har
 
 from lissom.files.reading import (
     check_safetensors,
+    compare_digests,
     digest,
     digests,
     inside,
@@ -23,6 +24,7 @@ from lissom.files.writing import new_folder, recover, write_json, write_text
 
 __all__ = [
     "check_safetensors",
+    "compare_digests",
     "digest",
     "digests",
     "inside",

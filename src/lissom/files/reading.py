@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, cast
 from lissom.errors import LissomError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from io import BufferedReader
 
     import torch
@@ -304,3 +304,19 @@ def digests(folder: Path, *, but: Iterable[str] = ()) -> dict[str, str]:
     """
     names = sorted(found.relative_to(folder).as_posix() for found in folder.rglob("*") if not found.is_dir())
     return {name: digest(inside(folder, name, hard_links=True)) for name in names if name not in set(but)}
+
+
+def compare_digests(folder: Path, listed: Mapping[str, Any], manifest: str, *, but: Iterable[str] = ()) -> None:
+    """Refuse `folder` unless every file that its manifest lists is there with the digest that stands beside its name.
+
+    manifest: its name, for the message.  but: files whose content is not compared; the card, which people edit and
+        nothing depends on, never is.
+    Raises LissomError LSM-461 for a digest that differs, LSM-462 for a missing file, LSM-421 and 422 as `inside`.
+    """
+    for name, wanted in listed.items():
+        file = inside(folder, name, hard_links=True)  # its content is known, so links give nothing away
+        if not file.is_file():
+            raise LissomError(462, f"{name} is missing", place=str(folder), remedy="Copy the whole folder again.")
+        if name not in {"README.md", *but} and digest(file) != wanted:
+            cause = f"digest of {name} does not match {manifest}"
+            raise LissomError(461, cause, place=str(folder), remedy="It was damaged or changed. Copy it again.")

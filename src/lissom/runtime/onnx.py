@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lissom.errors import LissomError, nearest
-from lissom.files import read_json
+from lissom.files import compare_digests, read_json
 from lissom.runtime.runner import Arrays, Runner, embed, usable_length
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -27,7 +27,8 @@ class OnnxRunner(Runner):
     tokens_per_batch: MiniLM-L6, short news texts, 2 cores, best of 7 runs, fp32 and int8: 331 and 646 texts a second
         with 256 tokens, 325 and 674 with 512, 313 and 607 with 1,024, 285 and 536 with 2,048. A GPU wants more.
     Raises LissomError LSM-731 when onnxruntime is missing, LSM-732 when the device is, LSM-735 when the graph is not
-    there or wants inputs that no tokenizer gives, LSM-471 when onnxruntime cannot read it.
+    there or wants inputs that no tokenizer gives, LSM-461 to 463 when a file is not the one that was exported, LSM-471
+    when onnxruntime cannot read it.
     """
 
     name: ClassVar[str] = "onnxruntime"
@@ -45,6 +46,7 @@ class OnnxRunner(Runner):
         from tokenizers import Tokenizer
 
         folder = Path(folder)
+        _verify(folder)
         self.graph = choose_graph(folder, variant)
         self.variant = "fp32" if self.graph.stem == "model" else self.graph.stem.removeprefix("model_")
         self.threads = threads or usable_cores()
@@ -91,6 +93,16 @@ class OnnxRunner(Runner):
                 remedy="Export the model without a cache.",
             )
         return found
+
+
+def _verify(folder: Path) -> None:
+    """Compare the files with lissom's manifest; a folder that something else wrote has none."""
+    path = folder / "lissom.json"
+    manifest = read_json(path) if path.is_file() else {}
+    listed = manifest.get("files") if isinstance(manifest, dict) else None
+    if path.is_file() and not isinstance(listed, dict):
+        raise LissomError(463, "lissom.json lists no files", place=str(folder), remedy="Export the model again.")
+    compare_digests(folder, listed or {}, path.name)
 
 
 def choose_graph(folder: Path, variant: str | None) -> Path:

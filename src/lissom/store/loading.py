@@ -189,14 +189,7 @@ def _manifest(folder: Path, *, but: str = "") -> dict[str, Any]:
         raise LissomError(441, cause, place=str(path), remedy="Upgrade lissom.")
     if number != FORMAT or not isinstance(listed, dict) or not {"config.json", WEIGHTS} <= listed.keys():
         raise LissomError(441, "it is no description of a lissom folder", place=str(path))
-    for name, wanted in listed.items():
-        file = files.inside(folder, name, hard_links=True)  # its content is known, so links give nothing away
-        if not file.exists():
-            raise LissomError(462, f"{name} is missing", place=str(folder), remedy="Copy the whole folder again.")
-        # people edit the card, and nothing depends on it
-        if name not in {"README.md", but} and files.digest(file) != wanted:
-            cause = f"digest of {name} does not match {MANIFEST}"
-            raise LissomError(461, cause, place=str(folder), remedy="It was damaged or changed. Copy it again.")
+    files.compare_digests(folder, listed, MANIFEST, but=[but])
     return entries
 
 
