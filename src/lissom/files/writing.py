@@ -81,7 +81,7 @@ def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
             if temp.exists():
                 shutil.rmtree(temp, ignore_errors=True)
             else:  # interrupted after the point of no return
-                _finish_swap(target)
+                recover(target)
             _unlock(lock)
 
 
