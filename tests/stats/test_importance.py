@@ -77,3 +77,16 @@ def test_a_layer_that_changes_nothing_has_no_influence():
 class Passing(nn.Module):
     def forward(self, hidden: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
         return hidden
+
+
+def test_a_layer_that_runs_several_times_counts_as_one_part():
+    model = tiny.model("albert", "AutoModelForSequenceClassification")
+    attention = dissect(model).stacks[0].blocks[0].attention
+    batch = tiny.batch(model) | {"labels": torch.tensor([0, 1])}
+    passes = []
+    handle = attention.o.module.register_forward_pre_hook(lambda _, args: passes.append(args[0]))
+    gradients = torch.autograd.grad(model(**batch).loss, passes)
+    handle.remove()
+    shares = sum((x * g).reshape(2, -1, 4, 8).sum(dim=(1, 3)) for x, g in zip(passes, gradients, strict=True))
+    found = first_order(model, {"heads": (attention.o, attention.kv_heads)}, [batch])["heads"]
+    assert torch.allclose(found, shares.abs().sum(dim=0), atol=1e-5)

@@ -62,9 +62,13 @@ def first_order(model: nn.Module, slots: dict[str, tuple[Slot, int]], batches: B
             raise LissomError(902, f"the loss is {loss.item()} on calibration batch {number + 1}")
         gradients = torch.autograd.grad(loss, [x for _, x in seen])
         rows = batch["input_ids"].shape[0]
+        shares = {name: torch.zeros(rows, len(units)) for name, units in sums.items()}
         for (name, x), gradient in zip(seen, gradients, strict=True):
-            share = (x.detach() * gradient).float().reshape(rows, -1, len(sums[name]), x.shape[-1] // len(sums[name]))
-            sums[name] += share.sum(dim=(1, 3)).abs().sum(dim=0).cpu() * rows  # the loss is a mean over rows
+            units = len(sums[name])
+            share = (x.detach() * gradient).float().reshape(rows, -1, units, x.shape[-1] // units)
+            shares[name] += share.sum(dim=(1, 3)).cpu()  # a unit is removed from all passes at once
+        for name, share in shares.items():
+            sums[name] += share.abs().sum(dim=0) * rows  # the loss is a mean over rows
         texts += rows
     return {name: total / max(texts, 1) for name, total in sums.items()}
 
