@@ -371,8 +371,33 @@ def test_folders_that_are_no_models(tmp_path: Path, plain: Path) -> None:
     assert "there are no weights" in refused("LSM-404", load, tmp_path / "empty")
     shutil.copy(plain / "model.safetensors", tmp_path / "empty")
     assert "there is no config.json" in refused("LSM-402", load, tmp_path / "empty")
+    assert "it lies in" in refused("LSM-402", load, str(plain / "model.safetensors"))
     (plain / "adapter_config.json").write_text("{}")
     assert "adapter" in refused("LSM-404", load, plain)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (plain / "adapter_config.json").rename(adapter / "adapter_config.json")  # an adapter has no config.json
+    assert "adapter" in refused("LSM-404", load, adapter)
+    (plain / "lissom.json").write_text(json.dumps({"format": 1, "export": {"target": "onnx"}, "files": {}}))
+    assert "exported" in refused("LSM-441", load, plain)
+
+
+def test_a_plain_folder_must_fill_the_model(plain: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = plain / "model.safetensors"
+    whole = load_file(path)
+    lost = "bert.encoder.layer.1.output.dense.weight"
+    for name, kind in ((lost, None), (lost, "AutoModel"), ("classifier.weight", None)):
+        save_file({key: one for key, one in whole.items() if key != name}, path, metadata={"format": "pt"})
+        assert name.removeprefix("bert.") in refused("LSM-443", load, plain, auto_class=kind)
+    kept = {key: one for key, one in whole.items() if "pooler" not in key and "classifier" not in key}
+    save_file(kept, path, metadata={"format": "pt"})
+    load(plain, auto_class="AutoModel")
+    save_file(whole | {"extra": torch.zeros(1)}, path, metadata={"format": "pt"})
+    with caplog.at_level(logging.WARNING, "lissom"):
+        load(plain)
+    assert "not used: 1 tensors, such as extra" in caplog.text
+    save_file(whole | {"classifier.weight": torch.zeros(7, 7)}, path, metadata={"format": "pt"})
+    refused("LSM-445", load, plain)
 
 
 def test_a_hub_id_while_offline() -> None:
@@ -540,7 +565,8 @@ def test_configs_that_name_code_are_not_followed(
         ({"quantization_config": "gptq"}, "LSM-434"),
         ({"architectures": ["os.system"]}, "LSM-441"),
         ({"architectures": ["Trainer"]}, "LSM-441"),
-        ({"hidden_size": 64}, "LSM-446"),
+        ({"hidden_size": 64}, "LSM-445"),
+        ({"num_hidden_layers": 4}, "LSM-443"),
         ({"vocab_size": 10_000_000}, "LSM-432"),
         ({"max_position_embeddings": 10**8}, "LSM-432"),
         ({"num_hidden_layers": 1000, "intermediate_size": 200_000}, "LSM-432"),

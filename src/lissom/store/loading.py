@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import math
 import re
 from pathlib import Path
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_log = logging.getLogger(__name__)
+
 INDEX = "model.safetensors.index.json"
+_IN_A_LAYER = re.compile(r"\.\d+\.")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
 _READ_BY_TOKENIZERS = frozenset({".json", ".txt", ".model", ".jinja", ".tiktoken"})
@@ -41,7 +45,8 @@ def load(
     """A model in eval mode, from a lissom folder, any other model folder, or a hub id.
 
     Safetensors only; no code of the checkpoint is run. A lissom folder must match its digests and hold exactly the
-    tensors that its structure has.
+    tensors that its structure has. Any other folder must hold those of its structure, but for a pooler, and what it
+    holds beyond them is named in a warning.
 
     revision: branch, tag or commit on the hub.  dtype: None means the dtype it was saved in.
     auto_class: such as "AutoModelForSequenceClassification"; None means the class it was saved from.
@@ -65,14 +70,14 @@ def load(
                 local_files_only=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # named below
             )
     except (LissomError, MemoryError):
         raise
     except Exception as error:
         raise LissomError(446, f"transformers cannot load it: {first_line(error)}", place=str(folder)) from error
+    _check_complete(info, folder, ours=bool(manifest), another_head=auto_class is not None)
     if manifest:
-        if auto_class is None:
-            _check_complete(info, folder)
         record_from_json(manifest).attach(model)
     own_memory(model)
     made: PreTrainedModel = model.to(device)
@@ -137,13 +142,17 @@ def _local(source: str | Path, revision: str | None) -> Path:
         files.recover(folder)
     if folder.is_dir():
         return folder.resolve()
-    if isinstance(source, Path) or folder.exists() or not _HUB_ID.fullmatch(source):
+    if folder.exists():
+        remedy = "Name the folder it lies in." if folder.is_file() else "Name a folder."
+        raise LissomError(402, "it is no model folder", place=str(source), remedy=remedy)
+    if isinstance(source, Path) or not _HUB_ID.fullmatch(source):
         raise LissomError(402, "there is no such model folder", place=str(source), remedy="Check the path.")
     return _fetch(source, revision)
 
 
 def _fetch(name: str, revision: str | None) -> Path:
     from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         return Path(
@@ -155,6 +164,8 @@ def _fetch(name: str, revision: str | None) -> Path:
                 "it is no folder and not in the cache, and HF_HUB_OFFLINE is set",
                 "Unset it, or give a folder.",
             )
+        elif isinstance(error, LocalEntryNotFoundError):  # not even asked
+            cause, remedy = "it is no folder, and the hub cannot be reached", "Check the path, or the network."
         else:
             cause, remedy = f"it is no folder, and the hub does not give it: {first_line(error)}", "Check the name."
         raise LissomError(703, cause, place=name, remedy=remedy) from error
@@ -164,11 +175,6 @@ def _config_entries(folder: Path) -> Any:
     path = files.inside(folder, "config.json", hard_links=True)
     if not path.exists():
         raise LissomError(402, "there is no config.json", place=str(folder), remedy="Name a model folder.")
-    for name, what in (("adapter_config.json", "an adapter"), (".metadata", "a distributed checkpoint")):
-        if (folder / name).exists():
-            raise LissomError(
-                404, f"{name} says that this is {what}", place=str(folder), remedy="Save it as a whole model first."
-            )
     return files.read_json(path, limit_mb=10)
 
 
@@ -187,6 +193,10 @@ def _manifest(folder: Path, *, but: str = "") -> dict[str, Any]:
     if isinstance(number, int) and number > FORMAT:
         cause = f"it has format {number}, this lissom reads up to {FORMAT}"
         raise LissomError(441, cause, place=str(path), remedy="Upgrade lissom.")
+    if "export" in entries:
+        raise LissomError(
+            441, "this is an exported folder", place=str(folder), remedy="Name the model that it was exported from."
+        )
     if number != FORMAT or not isinstance(listed, dict) or not {"config.json", WEIGHTS} <= listed.keys():
         raise LissomError(441, "it is no description of a lissom folder", place=str(path))
     files.compare_digests(folder, listed, MANIFEST, but=[but])
@@ -207,6 +217,11 @@ def _check_implied(kind: Any, config: Any, given: int, folder: Path) -> None:
 
 def _check_weights(folder: Path) -> int:
     """Refuse a folder without sound safetensors. Returns the number of values in them."""
+    for name, what in (("adapter_config.json", "an adapter"), (".metadata", "a distributed checkpoint")):
+        if (folder / name).exists():
+            raise LissomError(
+                404, f"{name} says that this is {what}", place=str(folder), remedy="Save it as a whole model first."
+            )
     single, index = (files.inside(folder, name, hard_links=True) for name in (WEIGHTS, INDEX))
     if single.exists():
         return _values(files.check_safetensors(single))
@@ -258,11 +273,27 @@ def _class(name: Any) -> Any:
     return kind
 
 
-def _check_complete(info: dict[str, Any], folder: Path) -> None:
-    """Refuse a load in which a tensor was missing, left over or of another shape."""
-    kinds = (("missing_keys", 443, "is missing"), ("unexpected_keys", 444, "has no place in the model"))
-    for key, code, what in (*kinds, ("mismatched_keys", 445, "has another shape than the model wants")):
-        if info.get(key):
-            first = sorted(info[key], key=str)[0]
-            name = first[0] if isinstance(first, tuple) else first
-            raise LissomError(code, f'tensor "{name}" {what} ({len(info[key])} in all)', place=str(folder / WEIGHTS))
+def _check_complete(info: dict[str, Any], folder: Path, *, ours: bool, another_head: bool) -> None:
+    """Refuse a load in which a tensor was missing, left over or of another shape; transformers draws those at random.
+
+    A pooler may be missing from a folder that is not ours: many encoders are published without one. With another head
+    only what belongs to a layer is asked for. Tensors that are left over are a matter for a warning then.
+    """
+    missing = [str(name) for name in info["missing_keys"]]
+    if another_head:
+        missing = [name for name in missing if _IN_A_LAYER.search(name)]
+    elif not ours:
+        missing = [name for name in missing if "pooler" not in name]
+    wrong = [str(one[0]) if isinstance(one, tuple) else str(one) for one in info["mismatched_keys"]]
+    rest = [str(name) for name in info["unexpected_keys"]]
+    if rest and not ours and not another_head:
+        _log.warning("%s: not used: %d tensors, such as %s", folder, len(rest), min(rest))
+    kinds = (
+        (missing, 443, "is missing"),
+        (rest if ours and not another_head else [], 444, "has no place in the model"),
+        (wrong, 445, "has another shape than the model wants"),
+    )
+    for names, code, what in kinds:
+        if names:
+            cause = f'tensor "{min(names)}" {what} ({len(names)} in all)'
+            raise LissomError(code, cause, place=str(folder / WEIGHTS))
