@@ -133,6 +133,7 @@ def compress(
     began = time.monotonic()
     if keep is not None and data is None:
         raise LissomError(206, "quality cannot be kept without data to measure it on", remedy="Give --data.")
+    wanted = () if keep is None else gate.parse(f"keep>={keep}")
     original, reader, base = _opened(model, tokenizer, device, wanted=data is not None)
     plan = recipe if isinstance(recipe, Recipe) else Recipe.read(recipe)
     given = Given(
@@ -161,7 +162,7 @@ def compress(
         recipe=plan,
         steps=tuple(steps),
         rows=tuple(rows),
-        verdicts=() if keep is None else gate.evaluate(gate.parse(f"keep>={keep}"), readings),
+        verdicts=gate.evaluate(wanted, readings),
         base=base,
         seconds=time.monotonic() - began,
     )

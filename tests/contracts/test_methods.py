@@ -117,7 +117,8 @@ def test_options_survive_a_dict_and_a_recipe(name: str):
 @pytest.mark.parametrize("variant", ["bert", "gpt2", "llama"])
 @pytest.mark.parametrize("entry", [one["id"] for one in catalogue() if one["status"] == "ready"])
 def test_every_ready_recipe_runs_is_saved_and_loaded(entry: str, variant: str, tmp_path: Path):
-    model = tiny.model(variant, "AutoModelForSequenceClassification")
+    deeper = {"n_layer": 6} if variant == "gpt2" else {"num_hidden_layers": 6}
+    model = tiny.model(variant, "AutoModelForSequenceClassification", **deeper)
     recipe = Recipe.read(entry)
     short = tuple(
         METHODS["tune"](**{**plain(step), "max_steps": 1}) if step.name == "tune" else step for step in recipe.steps

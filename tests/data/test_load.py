@@ -650,7 +650,6 @@ def test_validation_of_few_rows() -> None:
 # real sets
 
 
-@pytest.mark.shared
 @pytest.mark.parametrize(
     ("name", "kind", "metric", "labels", "size"),
     [

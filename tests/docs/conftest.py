@@ -31,6 +31,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         id2label=dict(enumerate(LABELS)),
         label2id={name: i for i, name in enumerate(LABELS)},
         max_position_embeddings=160,
+        num_hidden_layers=6,
     )
     save(model, folder / "my-model", tokenizer=tokenizer())
     shutil.copytree(folder / "my-model", folder / "teacher")

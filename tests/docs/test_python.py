@@ -15,7 +15,7 @@ WITH_PYTHON = [page for page in PAGES if blocks(page, "python") and page.name !=
 
 
 def test_the_readme_leaves_a_model_and_an_export(place: Path) -> None:
-    assert lissom.load(place / "out").config.num_hidden_layers == 3
+    assert lissom.load(place / "out").config.num_hidden_layers == 4
     assert lissom.open_runner(place / "exported").labels == ("sport", "business")
 
 

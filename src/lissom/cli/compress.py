@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import click
@@ -55,7 +56,7 @@ def command(
 
     read = Recipe.read(recipe)
     options.check_file(page)
-    with options.working_folder(out, force) as work, say.progress("compress") as report:
+    with options.working_folder(out, force, reads=(model, data)) as work, say.progress("compress") as report:
         done = compress(
             model,
             read,
@@ -79,7 +80,8 @@ def command(
     else:
         show(say, rows)
         say.print("", *(f"gate {'met' if one.met else 'NOT MET'}: {one.text}" for one in done.verdicts))
-        say.note(f"Next: lissom export {out} --to onnx --out {out}-onnx")
+        folder, beside = shlex.quote(out), shlex.quote(f"{out.rstrip('/')}-onnx")
+        say.note(f"Next: lissom export {folder} --to onnx --out {beside}")
     require(done.verdicts)
 
 

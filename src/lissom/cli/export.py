@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import click
 
 from lissom.cli import options
@@ -25,6 +27,7 @@ def command(say: Output, *, model: str, target: str, out: str, force: bool) -> N
     """
     from lissom.export import export
 
+    options.check_folder(out, force, reads=(model,))
     made = export(model, target, out, force=force)
     files = [file.relative_to(out).as_posix() for file in made.files]
     size = sum(file.stat().st_size for file in made.files) / 1e6
@@ -32,4 +35,4 @@ def command(say: Output, *, model: str, target: str, out: str, force: bool) -> N
         {"folder": out, "target": target, "files": files, "parity": made.parity},
         out if say.quiet else f"{out}: {len(files)} files, {size:.1f} MB, answers as torch does",
     )
-    say.note(f"Next: lissom measure {out} --vs {model} --data DATA")
+    say.note(f"Next: lissom measure {shlex.quote(out)} --vs {shlex.quote(model)} --data DATA")

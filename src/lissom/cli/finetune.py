@@ -56,7 +56,7 @@ def command(
     from lissom.train.finetune import finetune
 
     found = load_data(data, columns=columns).with_validation(seed)
-    with options.working_folder(out, force) as work, say.progress("finetune") as report:
+    with options.working_folder(out, force, reads=(model, data)) as work, say.progress("finetune") as report:
         made, done = finetune(
             load(model),
             found,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -56,18 +56,19 @@ def prepared(name: str, count: int | None) -> str:
 
 
 @contextmanager
-def working_folder(target: str, force: bool) -> Iterator[Path]:
+def working_folder(target: str, force: bool, *, reads: Sequence[str | None] = ()) -> Iterator[Path]:
     """A folder beside `target` for checkpoints, which stays when the work is interrupted, and goes when it is done.
 
-    Raises LissomError 201 before any work when `target` holds something and not `force`.
+    Raises LissomError as `check_folder` before any work, 603 when nothing can be written there.
     """
+    check_folder(target, force, reads=reads)
     final = Path(target)
-    if final.is_dir() and any(final.iterdir()) and not force:
-        raise LissomError(
-            201, f"output folder {target} exists and is not empty", remedy="Use --force or another --out."
-        )
     work = final.with_name(f".{final.name}.unfinished")
-    work.mkdir(parents=True, exist_ok=True)
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        cause = f"it cannot be written: {error.strerror}"
+        raise LissomError(603, cause, place=target, remedy="Write elsewhere.") from error
     try:
         yield work
     except BaseException:
@@ -75,6 +76,22 @@ def working_folder(target: str, force: bool) -> Iterator[Path]:
             work.rmdir()
         raise
     shutil.rmtree(work, ignore_errors=True)
+
+
+def check_folder(target: str, force: bool, *, reads: Sequence[str | None] = ()) -> None:
+    """Raise LissomError 201 to 203 before any work when the folder `target` must not be written.
+
+    reads: models and data of the command, which it must not replace even with `force`.
+    """
+    from lissom.files import check_new_folder
+
+    check_new_folder(Path(target), force=force)
+    final = Path(target).resolve()
+    for source in reads:
+        path = Path(source).resolve() if source and Path(source).exists() else None
+        if path is not None and path.is_relative_to(final):
+            cause = f"output folder {target} is or holds {source}, which this command reads"
+            raise LissomError(203, cause, remedy="Use another --out.")
 
 
 def check_file(path: str | None) -> None:

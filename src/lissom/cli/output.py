@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -9,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from lissom.bench.format import clean
@@ -33,7 +35,7 @@ class Output:
         self.json = json
         self.quiet = quiet
         self._document: dict[str, Any] = {}
-        self._stdout: TextIO = sys.stdout
+        self._stdout: TextIO = _writable(sys.stdout)
         self._console: Console | None = None
         self._redirect = redirect_stdout(sys.stderr)
         self._log = _Notes(self)
@@ -87,6 +89,8 @@ class Output:
     def error(self, text: str) -> None:
         """A line on stderr, always."""
         line = clean(text)
+        if sys.stderr is None:  # closed by the caller
+            return
         if self._console is not None:
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
@@ -95,7 +99,7 @@ class Output:
     @contextmanager
     def progress(self, title: str) -> Iterator[Report]:
         """A function that takes a phrase and the fraction done, 0 to 1: a bar on a terminal, else lines."""
-        if self.json or self.quiet:
+        if self.json or self.quiet or sys.stderr is None:
             yield lambda what, fraction: None
         elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
             with self._bar() as bar:
@@ -169,6 +173,15 @@ class _Notes(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.out.note(f"note: {record.getMessage()}")
+
+
+def _writable(stream: TextIO | None) -> TextIO:
+    """A stream for results: nowhere when the caller closed it; what its encoding lacks is written as an escape."""
+    if stream is None:
+        return Path(os.devnull).open("w", encoding="utf-8")
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
+    return stream
 
 
 def _numeric(cell: str) -> bool:

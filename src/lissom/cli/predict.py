@@ -64,11 +64,14 @@ def read_texts(source: str) -> Iterator[Text]:
     Raises LissomError 831 (cannot be read), 832 (not UTF-8 or too long), 833 (not a row with a text).
     """
     if source == "-":
+        if sys.stdin is None:
+            raise LissomError(831, "it is closed", place="standard input", remedy="Give texts, or name a file.")
         yield from _texts(sys.stdin.buffer, "standard input", rows=False)
         return
     path = Path(source)
     if not path.is_file():
-        raise LissomError(831, "there is no such file", place=source)
+        cause = "it is no file" if path.exists() else "there is no such file"
+        raise LissomError(831, cause, place=source)
     try:
         with path.open("rb") as file:
             yield from _texts(file, source, rows=path.suffix == ".jsonl")

@@ -31,5 +31,7 @@ def command(say: Output, *, name: str | None, ready: bool) -> None:
         [entry["id"], entry["name"], str(entry["year"] or ""), entry["family"], entry["status"]] for entry in entries
     ]
     say.table(["id", "name", "year", "family", "status"], shown)
-    count = sum(entry["status"] == "ready" for entry in entries)
-    say.note(f"{count} ready, {len(entries) - count} planned: the methods of a planned one are not built yet.")
+    planned = sum(entry["status"] == "planned" for entry in entries)
+    if planned:
+        count = f"{len(entries) - planned} ready, {planned} planned"
+        say.note(f"{count}: the methods of a planned one are not built yet.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import sys
 import threading
@@ -47,7 +48,7 @@ def explain(error: BaseException, out: Output) -> int:
     if isinstance(error, click.exceptions.Exit):  # --help and --version
         return error.exit_code
     if isinstance(error, BrokenPipeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left; nothing to flush into
+        _drop_output()  # the reader left
         return 128 + signal.SIGPIPE
     if os.environ.get("LISSOM_DEBUG") and not isinstance(error, click.ClickException):
         sys.excepthook(type(error), error, error.__traceback__)
@@ -64,7 +65,14 @@ def explain(error: BaseException, out: Output) -> int:
         out.finish(failure)
     except BrokenPipeError as broken:
         return explain(broken, out)
+    except OSError:  # what is to be said here was said on stderr
+        _drop_output()
     return int(failure["exit"])
+
+
+def _drop_output() -> None:
+    """Let what is still to be written to stdout go nowhere, so that the end of the interpreter does not fail on it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _stopped(error: BaseException) -> dict[str, Any] | None:
@@ -87,14 +95,23 @@ def _explained(error: BaseException) -> LissomError:
     if isinstance(error, MemoryError) or _torch_out_of_memory(error):
         remedy = "Close other programs, or lower --max-length."
         return LissomError(601, "out of memory", remedy=remedy)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    number, place = _system_error(error), str(getattr(error, "filename", None) or "")
+    if number in (errno.ENOSPC, errno.EDQUOT):
         remedy = "Free some space, or write to another disk with --out."
-        return LissomError(602, "the disk is full", place=str(error.filename or ""), remedy=remedy)
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return LissomError(603, f"not allowed: {error.strerror}", place=str(error.filename or ""))
+        return LissomError(602, "the disk is full", place=place, remedy=remedy)
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG):
+        return LissomError(603, f"not allowed: {os.strerror(number)}", place=place)
     cause = " ".join(f"{type(error).__name__}: {error}".split())[:500].rstrip(". ")
     remedy = "This is a fault of lissom: please report it. LISSOM_DEBUG=1 shows where it happened."
     return LissomError(919, f"unexpected {cause}", remedy=remedy)
+
+
+def _system_error(error: BaseException) -> int | None:
+    """The number of the system error that an exception stands for; safetensors tells it in its text only."""
+    if isinstance(error, OSError):
+        return error.errno
+    told = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
+    return int(told[1]) if told else None
 
 
 def _usage(error: click.ClickException) -> LissomError:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from lissom.edits.depth import KeepLayers, ShareLayers
+from lissom.edits.depth import KeepLayers, ShareLayers, check_depth
 from lissom.edits.edit import EDIT_MISFIT, Edit, Record
 from lissom.edits.editor import Editor
 from lissom.edits.linear import Factorize, Pack
@@ -52,5 +52,6 @@ __all__ = [
     "Pack",
     "Record",
     "ShareLayers",
+    "check_depth",
     "edit_from_json",
 ]

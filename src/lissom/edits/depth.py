@@ -26,19 +26,11 @@ class KeepLayers(Edit):
     def apply(self, model: nn.Module) -> None:
         """Drop the other layers."""
         stack = dissect(model).stack(self.stack)
-        check_ascending(self.keep, len(stack.order), f"layers of {stack.path}")
+        check_depth(model, stack, self.keep)
         record = stack_record(model, stack.name)
         if record.repeats:
-            _repeat_less(model, stack, len(self.keep))
+            setattr(model.config, stack.depth_key, len(self.keep))
             return
-        prefix = self.keep == tuple(range(len(self.keep)))
-        if record.depth_scaled and getattr(model.config, record.depth_scaled, False) and not prefix:
-            raise LissomError(
-                EDIT_MISFIT,
-                f"with {record.depth_scaled} a layer depends on its number, so only the first ones can be kept",
-                place=stack.path,
-                remedy="Use by: first.",
-            )
         owner = model.get_submodule(stack.path.rpartition(".")[0]) if "." in stack.path else model
         blocks = cast("nn.ModuleList", model.get_submodule(stack.path))
         kept = [blocks[i] for i in self.keep]
@@ -74,14 +66,24 @@ def _move(old: nn.Module, new: nn.Module, path: str, flag: str) -> None:
     setattr(target, flag, True)
 
 
-def _repeat_less(model: nn.Module, stack: Stack, times: int) -> None:
-    if len(stack.blocks) != 1:
+def check_depth(model: nn.Module, stack: Stack, keep: tuple[int, ...]) -> None:
+    """Raise LSM-451 unless `model` can do with the layers `keep` of `stack` alone."""
+    check_ascending(keep, len(stack.order), f"layers of {stack.path}")
+    record = stack_record(model, stack.name)
+    if record.repeats and len(stack.blocks) != 1:
         raise LissomError(
             EDIT_MISFIT,
             f"{len(stack.blocks)} shared blocks run in turn; layers can be dropped only where one block is repeated",
             place=stack.path,
         )
-    setattr(model.config, stack.depth_key, times)
+    prefix = keep == tuple(range(len(keep)))
+    if record.depth_scaled and getattr(model.config, record.depth_scaled, False) and not prefix:
+        raise LissomError(
+            EDIT_MISFIT,
+            f"with {record.depth_scaled} a layer depends on its number, so only the first ones can be kept",
+            place=stack.path,
+            remedy="Use by: first.",
+        )
 
 
 def check_ascending(numbers: tuple[int, ...], below: int, what: str) -> None:

@@ -85,6 +85,13 @@ def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
             _unlock(lock)
 
 
+def check_new_folder(target: Path, *, force: bool = False) -> None:
+    """Raise what `new_folder` would raise for `target` as it is now: LissomError LSM-201 to 203."""
+    target = target.expanduser().resolve()
+    with _write_errors(target):
+        _refuse_target(target, force)
+
+
 def recover(target: Path) -> None:
     """Finish what a process began that was killed while it replaced the folder `target`. Cheap when there was none."""
     target = target.expanduser().resolve()

@@ -44,8 +44,11 @@ def test_importance_drops_the_layer_that_does_least():
     ("options", "message"),
     [
         ({"keep": 4}, "LSM-318 keep 4 of 3 layers"),
-        ({"keep": (0, 3)}, r"LSM-318 keep \[0, 3\] is not an ascending choice of layers 0 to 2"),
-        ({"keep": (1, 0)}, r"LSM-318 keep \[1, 0\] is not"),
+        (
+            {"keep": (0, 3)},
+            r"LSM-318 layers of encoder.layer: \[0, 3\] is not an ascending choice of at least one of 0 to 2",
+        ),
+        ({"keep": (1, 0)}, r"LSM-318 layers of encoder.layer: \[1, 0\] is not"),
         ({"keep": 2, "by": "importance"}, "LSM-317 by: importance looks at texts. Give --data"),
         ({"keep": 2, "stack": "decoder"}, 'LSM-712 bert has no stack "decoder"'),
     ],
@@ -53,3 +56,16 @@ def test_importance_drops_the_layer_that_does_least():
 def test_what_cannot_work_is_refused_before_any_work(options: dict[str, object], message: str):
     with pytest.raises(LissomError, match=message):
         KeepLayers(**options).check(dissect(tiny.model("bert")), Given())
+
+
+@pytest.mark.parametrize(
+    ("variant", "changes", "message"),
+    [
+        ("albert", {"num_hidden_groups": 3}, "LSM-318 .*3 shared blocks run in turn"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "LSM-318 .*only the first ones can be kept. Use by: first"),
+    ],
+)
+def test_layers_that_cannot_go_are_known_before_any_work(variant: str, changes: dict[str, object], message: str):
+    anatomy = dissect(tiny.model(variant, **changes))
+    with pytest.raises(LissomError, match=message):
+        KeepLayers(keep=2, by="last").check(anatomy, Given())

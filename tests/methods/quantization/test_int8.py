@@ -71,3 +71,12 @@ def test_weights_that_are_not_finite_are_refused():
         editor.anatomy().stacks[0].blocks[1].ffn.up.weight[0, 0] = torch.nan
     with pytest.raises(LissomError, match=r"LSM-901 encoder\.layer\.1\.intermediate\.dense: .*NaN"):
         Int8().apply(editor, Given())
+
+
+def test_a_table_that_the_head_multiplies_by_stays(caplog: pytest.LogCaptureFixture):
+    editor = Editor(tiny.model("deberta-v2", "AutoModelForMaskedLM", legacy=False))
+    with caplog.at_level(logging.WARNING, logger="lissom"):
+        Int8().apply(editor, Given())
+    assert type(editor.model.get_input_embeddings()) is torch.nn.Embedding
+    assert "the token table is also what the head multiplies by" in caplog.text
+    assert torch.isfinite(tiny.outputs(editor.model, tiny.batch(editor.model))).all()

@@ -39,34 +39,38 @@ class KeepLayers(Method):
     samples: Annotated[int, Field(ge=1, description="texts that importance is measured on")] = 128
 
     def check(self, anatomy: Anatomy, given: Given) -> None:
-        """Raises LSM-318 when more layers are asked for than there are, LSM-317 when importance has no data."""
-        layers = len(anatomy.stack(self.stack).order)
-        if isinstance(self.keep, int):
-            if self.keep > layers:
-                raise LissomError(318, f"keep {self.keep} of {layers} layers")
-        elif not self.keep or list(self.keep) != sorted(set(self.keep)) or self.keep[-1] >= layers:
-            raise LissomError(318, f"keep {list(self.keep)} is not an ascending choice of layers 0 to {layers - 1}")
+        """Raises LSM-318 when these layers cannot be kept, LSM-317 when importance has no data."""
+        stack = anatomy.stack(self.stack)
+        layers = len(stack.order)
+        if isinstance(self.keep, int) and self.keep > layers:
+            raise LissomError(318, f"keep {self.keep} of {layers} layers")
         if self.by == "importance" and isinstance(self.keep, int) and (given.data is None or given.tokenizer is None):
             raise LissomError(317, "by: importance looks at texts", remedy="Give --data, or choose by: every-other.")
+        try:
+            edits.check_depth(anatomy.model, stack, self._fixed(layers) or tuple(range(1, layers)) or (0,))
+        except LissomError as error:
+            raise LissomError(318, error.cause, place=error.place, remedy=error.remedy) from error
 
     def apply(self, editor: Editor, given: Given) -> None:
         """Drop the layers that are not kept."""
         stack = editor.anatomy().stack(self.stack)
-        keep = self.keep if isinstance(self.keep, tuple) else self._choose(editor, stack, given)
+        keep = self._fixed(len(stack.order)) or self._most_important(editor, stack, given)
         if len(keep) < len(stack.order):
             editor.apply(edits.KeepLayers(stack=stack.name, keep=keep))
 
-    def _choose(self, editor: Editor, stack: Stack, given: Given) -> tuple[int, ...]:
-        layers, count = len(stack.order), int(self.keep)  # type: ignore[arg-type]  # a tuple never comes here
-        if self.by == "first":
-            return tuple(range(count))
-        if self.by == "last":
-            return tuple(range(layers - count, layers))
-        if self.by == "every-other":
-            return tuple(i * layers // count for i in range(count))
-        return self._most_important(editor, stack, given, count)
+    def _fixed(self, layers: int) -> tuple[int, ...]:
+        """The layers that stay; empty where texts decide."""
+        if isinstance(self.keep, tuple):
+            return self.keep
+        count = self.keep
+        return {
+            "first": tuple(range(count)),
+            "last": tuple(range(layers - count, layers)),
+            "every-other": tuple(i * layers // count for i in range(count)),
+            "importance": tuple(range(layers)) if count == layers else (),
+        }[self.by]
 
-    def _most_important(self, editor: Editor, stack: Stack, given: Given, count: int) -> tuple[int, ...]:
+    def _most_important(self, editor: Editor, stack: Stack, given: Given) -> tuple[int, ...]:
         from lissom.stats.batches import calibration_batches
         from lissom.stats.importance import block_influence
 
@@ -81,4 +85,4 @@ class KeepLayers(Method):
             device=given.device,
         )
         influence = block_influence(editor.model, stack, batches)
-        return tuple(sorted(influence.topk(count).indices.tolist()))
+        return tuple(sorted(influence.topk(int(self.keep)).indices.tolist()))

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lissom import edits
-from lissom.anatomy import Slot
+from lissom.anatomy import Slot, dissect
 from lissom.edits import Editor
 from lissom.errors import LissomError
 from lissom.methods.base import Given, Method, Stage
@@ -83,5 +83,9 @@ def _token_table(model: PreTrainedModel) -> str | None:
     users = [name for name, module in model.named_modules() if getattr(module, "weight", None) is table.weight]
     if len(users) > 1:
         _log.warning("the token table is tied to %s and stays in floating point", ", ".join(users[1:]))
+        return None
+    answers_tokens = type(model).__name__.endswith(("LM", "LMHeadModel", "PreTraining"))
+    if answers_tokens and not any(slot.out_features == table.num_embeddings for slot in dissect(model).head):
+        _log.warning("the token table is also what the head multiplies by, and stays in floating point")
         return None
     return str(path)
