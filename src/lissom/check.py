@@ -16,7 +16,7 @@ def check(folder: str | Path, gate: str) -> tuple[Verdict, ...]:
     """A verdict for each condition of `gate` ("keep>=0.99,size_mb<=20") on the readings stored in `folder`.
 
     The files must match their digests. A reading that is not there counts as not met; nothing is raised for that.
-    Raises LissomError 205 for what is no gate, 461 to 463 for a folder that is damaged or no artifact, and what
+    Raises LissomError 205 for what is no gate, 402 for no folder, 461 to 463 for a damaged one or no artifact, and what
     `read_rows` raises.
     """
     conditions = parse(gate)
@@ -31,6 +31,8 @@ def verify(folder: Path) -> dict[str, str]:
 
     Raises LissomError 461 (a digest differs), 462 (a file is missing), 463 (there is no manifest).
     """
+    if not folder.is_dir():
+        raise LissomError(402, "there is no such folder", place=str(folder), remedy="Check the path.")
     path = inside(folder, MANIFEST)
     if not path.is_file():
         remedy = "Name a folder that lissom wrote."

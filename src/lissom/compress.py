@@ -16,6 +16,7 @@ from lissom.data import Data, load_data
 from lissom.edits import Editor
 from lissom.errors import LissomError
 from lissom.measure import Row, measure
+from lissom.measure.loyalty import UNCOMPARED
 from lissom.methods import Given
 from lissom.recipe import Recipe, StepRecord
 from lissom.runtime import TorchRunner
@@ -245,13 +246,13 @@ def _measured(
         for name, one in ((ORIGINAL, original), (COMPRESSED, compressed))
     }
     told = lambda what, done: report(what, 1 - _MEASURED * (1 - done))  # noqa: E731  named for what it is
-    kinds = ("keep", "label_loyalty", "probability_loyalty", "size_mb", "parameters", "flops")
+    alike = () if data.task.kind in UNCOMPARED else ("label_loyalty", "probability_loyalty")
     return measure(
         runners,
         data,
         split=split,
         reference=ORIGINAL,
-        metrics=(data.task.metric, *kinds),
+        metrics=(data.task.metric, "keep", *alike, "size_mb", "parameters", "flops"),
         seed=given.seed,
         report=told,
     )

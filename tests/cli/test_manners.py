@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -268,3 +269,45 @@ def test_recipes_lists_every_system(capsys):
 def test_an_unknown_recipe_is_exit_3(capsys):
     assert run(["recipes", "dmo"]) == 3
     assert capsys.readouterr().err == 'error LSM-301 no recipe is called "dmo". Did you mean "demo"?\n'
+
+
+def test_what_the_encoding_lacks_is_escaped():
+    code = "from lissom.cli.output import Output\nout = Output()\nout.print('\u2191 fine')\nout.finish()"
+    done = python("-c", code, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stdout.strip()) == (0, r"\u2191 fine")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a shell")
+@pytest.mark.parametrize(
+    ("ending", "code", "line"),
+    [
+        ("recipes --ready >&-", 0, ""),
+        ("recipes --ready 2>&-", 0, ""),
+        ("recipes --json 2>&-", 0, ""),
+        ("recipes --ready > /dev/full", 6, "LSM-602"),
+        ("recipes --json > /dev/full", 6, "LSM-602"),
+        ("predict nothing --input - <&-", 4, "LSM-831"),
+    ],
+)
+def test_closed_and_full_streams(ending, code, line):
+    if "/dev/full" in ending and not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    command = f"'{sys.executable}' -c 'from lissom.cli import main; main()' {ending}"
+    done = subprocess.run(["/bin/sh", "-c", command], check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code, done.stderr
+    assert line in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) <= 2
+    assert "planned" not in done.stdout.partition("id")[0]
+
+
+def test_a_full_disk_that_safetensors_reports(failing, capsys):
+    kind = type("SafetensorError", (Exception,), {})
+    failing(kind("Error while serializing: I/O error: No space left on device (os error 28)"))
+    assert run(["demo"]) == 6
+    assert "LSM-602" in capsys.readouterr().err
+
+
+def test_ready_recipes_are_not_counted_against_planned_ones(capsys):
+    assert run(["recipes", "--ready"]) == 0
+    assert "0 planned" not in capsys.readouterr().err

@@ -263,3 +263,41 @@ def test_columns_are_named_or_refused(capsys, place):
     assert code == 4
     assert "body" in document["message"]
     assert call(capsys, "measure", place / "model", "--data", place / "data", "--column", "text")[0] == 2
+
+
+def test_folders_that_are_not_written(place, capsys, monkeypatch):
+    monkeypatch.chdir(place)
+    before = sorted(place.iterdir())
+    recipe = ["--recipe", "recipe.yaml", "--data", "data"]
+    for out, code in (
+        (".", "203"),
+        ("", "203"),
+        ("/", "203"),
+        ("model", "203"),
+        ("data", "203"),
+        ("recipe.yaml", "202"),
+    ):
+        status, document, _ = call(capsys, "compress", "model", *recipe, "--force", "--out", out)
+        assert (status, document["code"]) == (2, f"LSM-{code}"), out
+    assert call(capsys, "export", "model", "--to", "onnx", "--out", "model", "--force")[1]["code"] == "LSM-203"
+    assert call(capsys, "compress", "model", *recipe, "--out", "recipe.yaml/x")[1]["code"] == "LSM-603"
+    assert sorted(place.iterdir()) == before
+
+
+def test_a_gate_is_read_before_any_work(place, capsys, tmp_path):
+    out = ["--out", tmp_path / "out", "--keep", "nan"]
+    status, document, _ = call(capsys, "compress", "nowhere", *recipe_and_data(place), *out)
+    assert (status, document["code"]) == (2, "LSM-205")
+
+
+def test_a_folder_to_check_or_predict_that_is_none(place, capsys, tmp_path):
+    status, document, _ = call(capsys, "check", tmp_path / "nothing", "--gate", "keep>=1")
+    assert (status, document["code"]) == (4, "LSM-402")
+    assert "is no file" in call(capsys, "predict", place / "model", "--input", tmp_path)[1]["message"]
+
+
+def test_no_room_for_a_text(place, capsys, tmp_path):
+    (tmp_path / "texts.txt").write_text("one text\n")
+    arguments = ["predict", place / "model", "--input", tmp_path / "texts.txt", "--max-length"]
+    assert call(capsys, *arguments, 2)[1]["code"] == "LSM-824"
+    assert call(capsys, *arguments, 3)[0] == 0

@@ -18,6 +18,7 @@ WORDS = re.compile(r"\bLSM-(\d{3})\b")
 
 SHARED = {
     201: "the output folder is not empty",
+    203: "an output folder that must not be replaced",
     207: "an unknown command or option",
     215: "the reference is not among what is compared",
     302: "the recipe file cannot be read",
@@ -46,6 +47,7 @@ SHARED = {
     809: "no rows",
     813: "labels that are no classes",
     818: "a column",
+    824: "no room for a text",
     843: "nothing to compare",
     901: "NaN or infinity in weights or answers",
 }

@@ -61,17 +61,20 @@ def read_texts(source: str) -> Iterator[Text]:
     """The texts of a file, or of standard input for "-".
 
     Lines are JSON objects when the name ends in .jsonl or the first line is one with a text; else a line is a text.
-    Raises LissomError 831 (cannot be read), 832 (not UTF-8 or too long), 833 (not a row with a text).
+    Raises LissomError 831 (cannot be read) at once; with the texts 832 (not UTF-8 or too long), 833 (not a row with a text).
     """
     if source == "-":
         if sys.stdin is None:
             raise LissomError(831, "it is closed", place="standard input", remedy="Give texts, or name a file.")
-        yield from _texts(sys.stdin.buffer, "standard input", rows=False)
-        return
+        return _texts(sys.stdin.buffer, "standard input", rows=False)
     path = Path(source)
     if not path.is_file():
         cause = "it is no file" if path.exists() else "there is no such file"
         raise LissomError(831, cause, place=source)
+    return _file_texts(path, source)
+
+
+def _file_texts(path: Path, source: str) -> Iterator[Text]:
     try:
         with path.open("rb") as file:
             yield from _texts(file, source, rows=path.suffix == ".jsonl")

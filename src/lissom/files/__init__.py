@@ -20,9 +20,10 @@ from lissom.files.reading import (
     read_safetensors,
     refuse_pickle,
 )
-from lissom.files.writing import new_folder, recover, write_json, write_text
+from lissom.files.writing import check_new_folder, new_folder, recover, write_json, write_text
 
 __all__ = [
+    "check_new_folder",
     "check_safetensors",
     "compare_digests",
     "digest",

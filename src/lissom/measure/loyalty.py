@@ -21,12 +21,15 @@ if TYPE_CHECKING:
 
     from lissom.data import Task
 
+UNCOMPARED = ("regression", "language_modelling")
+"""Tasks whose answers have no labels and no probabilities."""
+
 _NAMES = ("label_loyalty", "probability_loyalty")
 
 
 def loyalty(answers: Any, reference: Any, task: Task, seed: int) -> list[Reading]:
     """Both readings from two runners' answers to the same texts, as `quality.answer` gives them."""
-    if task.kind in ("regression", "language_modelling"):
+    if task.kind in UNCOMPARED:
         why = f"Not taken: {task.kind.replace('_', ' ')} gives no label and no probabilities to compare."
         return [taken(name, None, why) for name in _NAMES]
     if task.kind == "question_answering":

@@ -10,7 +10,7 @@ import numpy as np
 
 from lissom.errors import LissomError, nearest
 from lissom.measure.flops import flops
-from lissom.measure.loyalty import loyalty
+from lissom.measure.loyalty import UNCOMPARED, loyalty
 from lissom.measure.machine import machine, versions
 from lissom.measure.quality import answer, ask_for, scores_of, texts_of
 from lissom.measure.reading import METRICS, Reading, taken
@@ -75,7 +75,7 @@ def measure(
     Raises LissomError LSM-215 for an unknown reference, LSM-216 for an unknown metric, LSM-217 for no rounds,
     LSM-854 for a split without rows.
     """
-    wanted = _wanted(metrics, subjects, reference)
+    wanted = _wanted(metrics, subjects, reference, data.task.kind)
     if rounds < 1 or speed_texts < 1:
         raise LissomError(217, f"{rounds} rounds of {speed_texts} texts are asked for, at least 1 of 1 is needed")
     groups = {METRICS[name].group for name in wanted}
@@ -186,8 +186,10 @@ def _threads(runner: Runner) -> str:
     return "" if count is None else f" CPU threads: {count}."
 
 
-def _wanted(metrics: Sequence[str] | None, subjects: Mapping[str, Runner], reference: str | None) -> list[str]:
-    """The reading names to take."""
+def _wanted(
+    metrics: Sequence[str] | None, subjects: Mapping[str, Runner], reference: str | None, kind: str
+) -> list[str]:
+    """The reading names to take: those that are named, else those that a task of this kind has."""
     if reference is not None and reference not in subjects:
         raise LissomError(
             215, f'the reference "{reference}" is not among the subjects', remedy=nearest(reference, subjects)
@@ -195,7 +197,9 @@ def _wanted(metrics: Sequence[str] | None, subjects: Mapping[str, Runner], refer
     for name in metrics or ():
         if name not in METRICS:
             raise LissomError(216, f'there is no metric "{name}"', remedy=nearest(name, METRICS))
-    left_out = () if reference is not None else COMPARED
+    left_out = set() if reference is not None else set(COMPARED)
+    if metrics is None and kind in UNCOMPARED:
+        left_out.add("loyalty")
     return [name for name in metrics or METRICS if METRICS[name].group not in left_out]
 
 

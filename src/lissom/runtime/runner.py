@@ -56,6 +56,7 @@ class Runner(ABC):
         self._cut_left = truncation_side == "left"
         if tokenizer is not None:
             tokenizer.no_padding()
+            _check_room(tokenizer, max_length)
             tokenizer.enable_truncation(max_length, direction=truncation_side)
 
     @abstractmethod
@@ -189,6 +190,14 @@ def _stack_words(answers: Sequence[NDArray[np.float32]], words: Sequence[int]) -
     for row, answer in enumerate(answers):
         stacked[row, : len(answer)] = answer
     return stacked
+
+
+def _check_room(tokenizer: Tokenizer, max_length: int) -> None:
+    """Raise LissomError LSM-824 when a text cut at `max_length` would hold special tokens only."""
+    special = tokenizer.num_special_tokens_to_add(is_pair=False)
+    if max_length <= special:
+        cause = f"at {max_length} tokens there is no room for a text beside {special} special tokens"
+        raise LissomError(824, cause, remedy="Raise --max-length.")
 
 
 def _check_finite(answer: NDArray[np.float32], row: int) -> None:
