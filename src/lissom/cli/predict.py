@@ -61,7 +61,7 @@ def read_texts(source: str) -> Iterator[Text]:
     """The texts of a file, or of standard input for "-".
 
     Lines are JSON objects when the name ends in .jsonl or the first line is one with a text; else a line is a text.
-    Raises LissomError 831 (cannot be read) at once; with the texts 832 (not UTF-8 or too long), 833 (not a row with a text).
+    Raises LissomError 831 (cannot be read) at once; with the texts 832 (not UTF-8 or too long), 833 (no row).
     """
     if source == "-":
         if sys.stdin is None:
