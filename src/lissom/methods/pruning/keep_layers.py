@@ -7,7 +7,7 @@ Sources: Sajjad et al. 2020, "On the effect of dropping layers" (first, last and
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, cast
 
 from pydantic import Field
 
@@ -85,4 +85,4 @@ class KeepLayers(Method):
             device=given.device,
         )
         influence = block_influence(editor.model, stack, batches)
-        return tuple(sorted(influence.topk(int(self.keep)).indices.tolist()))
+        return tuple(sorted(influence.topk(cast("int", self.keep)).indices.tolist()))
