@@ -111,7 +111,7 @@ def compress(
     keep: float | None = None,
     split: str = "",
     seed: int = 0,
-    device: str = "cpu",
+    device: str | None = None,
     max_length: int = 128,
     work: Path | None = None,
     report: Callable[[str, float], None] = lambda phrase, fraction: None,
@@ -122,6 +122,7 @@ def compress(
     data: what `load_data` takes, or Data.  columns: as `load_data` takes them, for names that are not the usual ones.
     keep: the share of the original's quality that must be left, as a gate.
     split: that quality is measured on; "" takes test where it has labels, else validation.
+    device: None means where a model object is, and the CPU for what is loaded here.
     max_length: tokens a text is cut at, lowered to what the model reads.
     work: folder for checkpoints; the same call with the same folder resumes.
     report: hears phrases with the fraction that is done.
@@ -135,14 +136,14 @@ def compress(
     if keep is not None and data is None:
         raise LissomError(206, "quality cannot be kept without data to measure it on", remedy="Give --data.")
     wanted = () if keep is None else gate.parse(f"keep>={keep}")
-    original, reader, base = _opened(model, tokenizer, device, wanted=data is not None)
+    original, reader, base = _opened(model, tokenizer, device or "cpu", wanted=data is not None)
     plan = recipe if isinstance(recipe, Recipe) else Recipe.read(recipe)
     given = Given(
         data=None if data is None else data_for(original, data, seed, columns),
         tokenizer=reader,
         teacher=original,
         seed=seed,
-        device=device,
+        device=device or str(original.device),
         max_length=readable_length(original, reader, max_length),
     )
     plan.check(dissect(original), given)
