@@ -206,5 +206,5 @@ def _check_finite(answer: NDArray[np.float32], row: int) -> None:
             901,
             "the model computes NaN or Inf",
             place=f"text {row + 1}",
-            remedy="Check the weights with `lissom inspect`; a model in float16 may need float32.",
+            remedy="Its weights are damaged, or a model in float16 needs float32.",
         )
