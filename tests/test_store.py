@@ -547,6 +547,7 @@ def test_configs_that_name_code_are_not_followed(
         ({"num_hidden_layers": 10**9}, "LSM-432"),
         ({"num_hidden_layers": 1001}, "LSM-432"),
         ({"num_hidden_layers": -5}, "LSM-432"),
+        ({"num_hidden_layers": -1}, "LSM-432"),
         ({"num_hidden_layers": 10**40}, "LSM-432"),
         ({"hidden_size": 65537}, "LSM-432"),
         ({"hidden_size": 0}, "LSM-432"),

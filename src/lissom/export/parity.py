@@ -186,7 +186,7 @@ def _at_tokens(answers: list[Answers], given: list[dict[str, Tensor]], place: st
                     913,
                     f"the answer at (batch, sequence) = {real.shape} holds NaN or infinity",
                     place=place,
-                    remedy="Check the weights with `lissom inspect`.",
+                    remedy="Its weights are damaged.",
                 )
             made.append(kept)
     return made

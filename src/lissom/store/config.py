@@ -53,7 +53,8 @@ def check_bounds(value: Any, place: str, key: str = "") -> None:
     elif isinstance(value, int) and not isinstance(value, bool):
         limit = next((limit for rule, limit in _LIMITS if rule.fullmatch(key)), _ANY_LIMIT)
         named = limit != _ANY_LIMIT
-        if abs(value) > limit or (named and value < (1 if _positive(key) else -1)):
+        least = 1 if _positive(key) else 0 if _LAYERS.fullmatch(key) else -1  # -1 is how some widths say «as usual»
+        if abs(value) > limit or (named and value < least):
             raise LissomError(432, f'"{key}" is {value}, allowed is 1 to {limit}', place=place)
     elif _positive(key) and isinstance(value, str | float):
         raise LissomError(432, f'"{key}" is {str(value)[:40]!r}, not a whole number', place=place)
