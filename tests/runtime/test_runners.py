@@ -199,7 +199,7 @@ def test_nan_is_an_error_that_names_the_text(tmp_path: Path) -> None:
     weights[made.VOCABULARY["bad"]] = np.nan
     runner = OnnxRunner(made.exported(tmp_path, weights), threads=1)
 
-    with pytest.raises(LissomError, match=r"LSM-901 text 2: the model computes NaN or Inf\. Check the weights"):
+    with pytest.raises(LissomError, match=r"LSM-901 text 2: the model computes NaN or Inf\. Its weights are damaged"):
         runner.predict(["good", "bad", "good film"])
 
 
