@@ -112,13 +112,25 @@ def options(name: str) -> str:
 
 def objective(name: str) -> str:
     """The options of an objective of `tune`."""
-    from pydantic import TypeAdapter
-
     from lissom.train.objectives import OBJECTIVES
 
     kind = OBJECTIVES[name]
+    return f"{_options_of(kind)}\nSource: {kind.source}.\n"
+
+
+def during(name: str) -> str:
+    """The options of something that acts while `tune` trains."""
+    from lissom.train.during import DURING
+
+    kind = DURING[name]
+    return f"{_options_of(kind)}\nSpeed: {kind.speed}.\nSource: {kind.source}.\n"
+
+
+def _options_of(kind: type[Any]) -> str:
+    from pydantic import TypeAdapter
+
     found = TypeAdapter(kind).json_schema()
-    return f"{_options_table(_option_rows(found['properties'], found, kind))}\nSource: {kind.source}.\n"
+    return _options_table(_option_rows(found.get("properties", {}), found, kind))
 
 
 def _options_table(rows: list[list[str]]) -> str:
@@ -126,7 +138,7 @@ def _options_table(rows: list[list[str]]) -> str:
 
 
 def _option_rows(properties: dict[str, Any], whole: dict[str, Any], kind: type[Any]) -> list[list[str]]:
-    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+    defaults = {field.name.rstrip("_"): field.default for field in dataclasses.fields(kind)}
     return [
         [f"`{name}`", _value(part, whole), _default(defaults[name]), part.get("description", "").rstrip(".")]
         for name, part in properties.items()
@@ -138,13 +150,17 @@ def _value(part: dict[str, Any], whole: dict[str, Any]) -> str:
     from lissom.methods.options import _range
 
     if "$ref" in part:
-        return "objectives by name"
+        return "ramp" if part["$ref"].endswith("/Ramp") else "objectives by name"
     if "anyOf" in part:
         return " or ".join(dict.fromkeys(_value(one, whole) for one in part["anyOf"]))
     if "enum" in part or "const" in part:
         return ", ".join(f"`{one}`" for one in part.get("enum", [part.get("const")]))
     if part["type"] == "array":
         inner = part.get("items") or part["prefixItems"]
+        if "$ref" in inner:
+            return "list of entries by name"
+        if "enum" in inner:
+            return f"list of {_value(inner, whole)}"
         return "list of pairs" if isinstance(inner, list) or "prefixItems" in inner else "list of whole numbers"
     words = {
         "integer": "whole number",
@@ -292,7 +308,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "command line": command_line,
     "result": result,
 }
-TAKING_A_NAME: dict[str, Callable[[str], str]] = {"options": options, "objective": objective}
+TAKING_A_NAME: dict[str, Callable[[str], str]] = {"options": options, "objective": objective, "during": during}
 
 
 def part(name: str) -> str:

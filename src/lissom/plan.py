@@ -185,16 +185,18 @@ def _noted(data: Data | None) -> tuple[str, ...]:
 
 
 def _after(model: PreTrainedModel, step: Method, given: Given) -> PreTrainedModel:
-    """A copy of `model` with the structure that `step` leaves; a step that looks at texts looks at very few."""
-    from lissom.edits import Editor
+    """A copy of `model` with the structure that `step` leaves, or `model` itself where that is the same.
 
-    if step.stage is Stage.TUNE:
-        return model
+    A step that looks at texts looks at very few.
+    """
+    from lissom.edits import Editor, Record
+
     quick = {"samples": _SAMPLES} if any(field.name == "samples" for field in dataclasses.fields(step)) else {}
-    editor = Editor(copy.deepcopy(model))
+    copied = copy.deepcopy(model)
+    editor = Editor(copied)
     with _no_decompositions():
-        dataclasses.replace(step, **quick).apply(editor, given)
-    return editor.model
+        dataclasses.replace(step, **quick).preview(editor, given)
+    return model if editor.model is copied and editor.record == Record.of(model) else editor.model
 
 
 @contextmanager
@@ -300,16 +302,16 @@ def _words(step: Method, times: dict[int, Times], before: PreTrainedModel, after
     """What was seen here, then what the method says of itself."""
     from lissom.measure.speed import speedup
 
-    if step.stage is Stage.TUNE:
-        return "trains; neither shape nor speed change"
+    if step.stage is Stage.TUNE and before is after:
+        return f"trains; neither shape nor speed change ({step.words()})"
     if before is after or id(after) not in times:
-        return step.speed
+        return step.words()
     found = speedup(times[id(after)], times[id(before)], seed=0)
     if found.value is None or found.low is None or found.high is None or found.low <= 1 <= found.high:
-        return f"no difference shown here in torch ({step.speed})"
+        return f"no difference shown here in torch ({step.words()})"
     if found.low > 1:
-        return f"{found.value:.2g} times as fast here in torch ({step.speed})"
-    return f"SLOWER here in torch: {found.value:.2g} times the throughput ({step.speed})"
+        return f"{found.value:.2g} times as fast here in torch ({step.words()})"
+    return f"SLOWER here in torch: {found.value:.2g} times the throughput ({step.words()})"
 
 
 def _parts(model: nn.Module, anatomy: Anatomy) -> dict[str, int]:

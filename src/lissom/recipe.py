@@ -183,9 +183,9 @@ class Recipe:
         keys: list[int] = []
         reached = 0
         for step in self.steps:
-            if step.stage is not Stage.TUNE:
-                reached = int(step.stage)
-            keys.append(min(reached, Stage.BITS - 1) if step.stage is Stage.TUNE else reached)
+            before, reached = reached, int(step.reached()) or reached
+            trained_late = step.stage is Stage.TUNE and before >= Stage.BITS
+            keys.append(Stage.BITS - 1 if trained_late else reached)
         order = sorted(range(len(keys)), key=keys.__getitem__)
         if order == list(range(len(keys))):
             return

@@ -15,6 +15,7 @@ from lissom.edits import EDITS
 from lissom.measure import METRICS
 from lissom.methods import METHODS
 from lissom.recipe import Recipe
+from lissom.train.during import DURING
 from lissom.train.objectives import OBJECTIVES
 from tests.bench.samples import row
 from tests.conftest import ROOT
@@ -38,11 +39,14 @@ def test_generated_parts_are_fresh() -> None:
 def test_every_row_of_a_table_has_its_words() -> None:
     methods = (ROOT / "docs" / "methods.md").read_text()
     assert re.findall(r"^## (.+)$", methods, re.MULTILINE) == list(METHODS)
-    assert re.findall(r"^### (.+)$", methods, re.MULTILINE) == list(OBJECTIVES)
     for name in METHODS:
         assert f"<!-- generated: options {name} -->" in methods
-    for name in OBJECTIVES:
-        assert f"<!-- generated: objective {name} -->" in methods
+    learning, _, meanwhile = (ROOT / "docs" / "distil.md").read_text().partition("## What acts while it learns")
+    assert set(re.findall(r"^### (.+)$", learning, re.MULTILINE)) == set(OBJECTIVES)
+    assert set(re.findall(r"^### (.+)$", meanwhile.partition("\n## ")[0], re.MULTILINE)) == set(DURING)
+    for kind, names, text in (("objective", OBJECTIVES, learning), ("during", DURING, meanwhile)):
+        for name in names:
+            assert f"<!-- generated: {kind} {name} -->" in text
     how = (ROOT / "docs" / "how-it-works.md").read_text()
     assert re.findall(r"^\| `([A-Z]\w+)` \|", how, re.MULTILINE) == list(EDITS)
     assert all(f"`{name}`" in (ROOT / "docs" / "measuring.md").read_text() for name in METRICS)

@@ -66,7 +66,7 @@ def test_an_interrupted_run_continues_to_the_same_bytes(tmp_path, stop, save_sec
     narrow = tiny.model("bert", CLASSIFIER, hidden_size=16, seed=1)
     data = rows()
     options = {
-        "teacher": narrow,
+        "teachers": [narrow],
         "rows": data,
         "save_seconds": save_seconds,
         "validate": Validation(rows=data.to_list(), metric="accuracy"),
@@ -184,7 +184,7 @@ def test_the_teacher_is_asked_once_a_batch_and_left_as_it_is(tmp_path):
     teacher = tiny.model("bert", CLASSIFIER, seed=1)
     before, calls = state(teacher), []
     teacher.register_forward_hook(lambda module, args, output: calls.append(module.training))
-    model, _ = run(tmp_path, {name: OBJECTIVES[name]() for name in ("logits", "hidden")}, teacher=teacher)
+    model, _ = run(tmp_path, {name: OBJECTIVES[name]() for name in ("logits", "hidden")}, teachers=[teacher])
     assert calls == [False] * 11  # ten batches, and the first row before them
     assert equal(before, state(teacher))
     assert all(one.grad is None for one in teacher.parameters())
@@ -196,7 +196,7 @@ def test_hidden_states_are_asked_for_only_when_read(tmp_path):
     model.register_forward_pre_hook(
         lambda module, args, kwargs: asked.append(kwargs.get("output_hidden_states", False)), with_kwargs=True
     )
-    run(tmp_path, {"logits": OBJECTIVES["logits"]()}, model, teacher=tiny.model("bert", CLASSIFIER, seed=1))
+    run(tmp_path, {"logits": OBJECTIVES["logits"]()}, model, teachers=[tiny.model("bert", CLASSIFIER, seed=1)])
     assert not any(asked)
 
 
@@ -212,7 +212,7 @@ def test_distillation_brings_the_student_to_the_teacher(tmp_path):
 
     before = distance()
     learn = {"logits": Logits(loss="mse")}  # kl would leave a constant between the logits
-    run(tmp_path, learn, model, teacher=teacher, epochs=30, learning_rate=5e-3, rows=batch)
+    run(tmp_path, learn, model, teachers=[teacher], epochs=30, learning_rate=5e-3, rows=batch)
     assert distance() < before / 2
 
 
@@ -248,7 +248,7 @@ def test_the_model_is_left_as_it_came_but_for_weights(tmp_path):
 def test_tied_weights_stay_tied(tmp_path):
     model = tiny.model("gpt2", "AutoModelForCausalLM")
     before = state(model)
-    run(tmp_path, ALL, model, rows=rows("language_modelling"), teacher=tiny.model("gpt2", "AutoModelForCausalLM", 1))
+    run(tmp_path, ALL, model, rows=rows("language_modelling"), teachers=[tiny.model("gpt2", "AutoModelForCausalLM", 1)])
     assert model.lm_head.weight is model.transformer.wte.weight
     assert not torch.equal(before["lm_head.weight"], model.lm_head.weight)
     tensors = next(tmp_path.glob("*/checkpoint-10/model.safetensors"))
@@ -267,13 +267,14 @@ def test_every_kind_of_task_learns_from_everything(tmp_path, kind, head):
     changes = {"num_labels": 1, "problem_type": "regression"} if kind == "regression" else {}
     model, teacher = (tiny.model("bert", head, seed, **changes) for seed in (0, 1))
     before = state(model)
-    run(tmp_path, ALL, model, rows=rows(kind), teacher=teacher)
+    run(tmp_path, ALL, model, rows=rows(kind), teachers=[teacher])
     assert not equal(before, state(model))
 
 
 def test_unlabelled_rows_are_enough_for_a_teacher(tmp_path):
     model = tiny.model("bert", CLASSIFIER)
-    run(tmp_path, {"logits": OBJECTIVES["logits"]()}, model, rows=rows(""), teacher=tiny.model("bert", CLASSIFIER, 1))
+    teachers = [tiny.model("bert", CLASSIFIER, 1)]
+    run(tmp_path, {"logits": OBJECTIVES["logits"]()}, model, rows=rows(""), teachers=teachers)
     with pytest.raises(LissomError, match="LSM-319 task: the model computes no loss: the rows have no labels"):
         run(tmp_path, rows=rows(""))
 

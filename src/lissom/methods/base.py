@@ -51,7 +51,8 @@ class Given:
 
     data: splits with normalised columns, or None when the user gave none.
     tokenizer: the model's tokenizer, or None.
-    teacher: the model before the first step, in eval mode; never edited.
+    teacher: the model to learn from, in eval mode; never edited. By default the model before the first step.
+    teachers: further ones, for objectives that learn from several.
     work: a folder for checkpoints and caches; it belongs to this run.
     report: called with a short phrase and the fraction of this step that is done (0 to 1).
     """
@@ -59,6 +60,7 @@ class Given:
     data: Data | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
     teacher: PreTrainedModel | None = None
+    teachers: tuple[PreTrainedModel, ...] = ()
     seed: int = 0
     device: str = "cpu"
     max_length: int = 128
@@ -90,9 +92,17 @@ class Method(ABC):
     def apply(self, editor: Editor, given: Given) -> None:
         """Change the model that `editor` holds, in place."""
 
-    def options(self) -> dict[str, Any]:
-        """The resolved options, as plain JSON values."""
-        return dataclasses.asdict(self)
+    def preview(self, editor: Editor, given: Given) -> None:
+        """Leave the structure that `apply` leaves, for `plan`: in seconds, whatever the numbers."""
+        self.apply(editor, given)
+
+    def reached(self) -> Stage:
+        """The stage that the model is in afterwards."""
+        return self.stage
+
+    def words(self) -> str:
+        """One sentence for `plan`: what these options make faster, or that they do not."""
+        return self.speed
 
 
 def check_gradients(anatomy: Anatomy) -> None:

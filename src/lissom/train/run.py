@@ -13,17 +13,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
 from transformers import TrainingArguments
 
+from lissom.edits import Editor
 from lissom.errors import LissomError
 from lissom.train import checkpoint
+from lissom.train.answers import answers, one_answer_a_row
 from lissom.train.engine import Engine
 
 if TYPE_CHECKING:
     import datasets
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from lissom.train.during import Acting, During
     from lissom.train.objectives import Objective
+
+_HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +52,9 @@ def train(
     rows: datasets.Dataset,
     objectives: Mapping[str, Objective],
     *,
-    teacher: PreTrainedModel | None = None,
+    teachers: Sequence[PreTrainedModel] = (),
+    during: Sequence[During] = (),
+    tokenizer: PreTrainedTokenizerBase | None = None,
     validate: Callable[[PreTrainedModel], float] | None = None,
     epochs: float = 2.0,
     max_steps: int | None = None,
@@ -64,7 +72,11 @@ def train(
     """Train `model` in place, in float32 (bf16 autocast where the processor has it), and leave it in eval mode.
 
     rows: encoded, with labels when an objective needs them.
-    validate: gives a score, higher is better, at the end of each epoch; the model ends with the weights of the best.
+    teachers: what objectives learn from; the first one is meant where one is.
+    during: what acts on the model meanwhile; at the end each makes its effect real, by edits.
+    tokenizer: needed by objectives that make texts or hide tokens.
+    validate: gives a score, higher is better, at the end of each epoch; the model ends with the weights of the best of
+        those epochs in which everything in `during` had its final strength.
     warmup: share of the steps in which the learning rate rises, before it falls linearly to zero.
     work: checkpoints go into a folder in it that is named by everything that decides the result, so that the same call
         continues where it was interrupted and another one starts anew. The two newest are kept.
@@ -74,10 +86,10 @@ def train(
     """
     if not len(rows):
         raise LissomError(827, "there are no rows to train on", remedy="Give more or longer texts.")
-    if model.dtype in (torch.float16, torch.bfloat16):  # the steps of the optimizer would be lost in them
+    if model.dtype in _HALF:  # the steps of the optimizer would be lost in them
         model.float()  # type: ignore[no-untyped-call]
-    if teacher is not None and teacher.dtype in (torch.float16, torch.bfloat16):  # autocast does not mix them in norms
-        teacher = copy.deepcopy(teacher).float()  # type: ignore[no-untyped-call]
+    # autocast does not mix half precision in norms
+    teachers = [copy.deepcopy(one).float() if one.dtype in _HALF else one for one in teachers]  # type: ignore[no-untyped-call]
     schedule = {
         "num_train_epochs": epochs,
         "max_steps": max_steps or -1,
@@ -89,24 +101,56 @@ def train(
         "use_cpu": device == "cpu",
     }
     learn = {name: [type(one).__name__, dataclasses.asdict(one)] for name, one in objectives.items()}
+    acts = [[type(one).__name__, dataclasses.asdict(one)] for one in during]
     lengths, contents = _read(rows)
-    folder = work / f"tune-{_key([schedule, learn, contents, torch.__version__], model, teacher)}"
-    with _untouched(model, teacher):
-        engine = Engine(
-            model,
-            _arguments(folder, schedule),
-            rows,
-            lengths,
-            objectives,
-            teacher=teacher,
-            validate=validate,
-            pad_id=pad_id,
-            next_token=model.can_generate() and not model.config.is_encoder_decoder,
-            bf16=bf16_is_faster(device),
-            report=report,
-            save_seconds=save_seconds,
-        )
-        return _finish(engine, folder)
+    folder = work / f"tune-{_key([schedule, learn, acts, contents, torch.__version__], model, *teachers)}"
+    bf16 = bf16_is_faster(device)
+    editor = Editor(model)
+    with _untouched(model, teachers, eager=any("attentions" in one.reads for one in objectives.values())):
+        stored: list[Tensor] = []
+        if teachers and _only_logits(objectives, during) and all(map(one_answer_a_row, teachers)):
+            names = [f"answers-{_key([contents, bf16, torch.__version__], one)}.safetensors" for one in teachers]
+            stored = [
+                answers(nn.Module.to(one, device), rows, work / name, pad_id=pad_id, bf16=bf16)
+                for one, name in zip(teachers, names, strict=True)
+            ]
+        acting: list[Acting] = []
+        try:
+            for one in during:
+                acting.append(one.begin(editor, teachers[0] if teachers else None))
+            engine = Engine(
+                model,
+                _arguments(folder, schedule),
+                rows,
+                lengths,
+                objectives,
+                teachers=teachers,
+                stored=stored,
+                acting=acting,
+                tokenizer=tokenizer,
+                validate=validate,
+                pad_id=pad_id,
+                next_token=model.can_generate() and not model.config.is_encoder_decoder,
+                bf16=bf16,
+                report=report,
+                save_seconds=save_seconds,
+            )
+            with engine.watching:
+                done = _finish(engine, folder)
+        finally:
+            for it in acting:
+                it.remove()
+    for _, it in sorted(zip(during, acting, strict=True), key=lambda pair: pair[0].order):
+        it.end(editor)
+    return done
+
+
+def _only_logits(objectives: Mapping[str, Objective], during: Sequence[During]) -> bool:
+    """Whether teachers are asked for nothing but their logits on the rows as they are."""
+    every = objectives.values()
+    asked = any(one.teacher for one in every)
+    live = any(one.asks or (one.teacher and one.reads) for one in every) or any(one.teacher for one in during)
+    return asked and not live
 
 
 def _finish(engine: Engine, folder: Path) -> Trained:
@@ -119,14 +163,15 @@ def _finish(engine: Engine, folder: Path) -> Trained:
         checkpoint.fill(engine.model, engine.good.tensors)
         raise
     resumed = int(last.name.rpartition("-")[2]) if last else 0
-    done = (engine.state.global_step - resumed) * engine.args.train_batch_size
     engine._load_best_model()
+    for one in engine.acting:
+        one.bake()
     return Trained(
         steps=engine.state.global_step,
         resumed=resumed,
         best_step=engine.best.step if engine.best else None,
         score=engine.best.score if engine.best else None,
-        rows_per_second=done / (time.perf_counter() - begun),
+        rows_per_second=engine.seen / (time.perf_counter() - begun),
         bf16=engine.bf16,
     )
 
@@ -159,17 +204,25 @@ def _arguments(folder: Path, schedule: Mapping[str, Any]) -> TrainingArguments:
 
 
 @contextlib.contextmanager
-def _untouched(model: PreTrainedModel, teacher: PreTrainedModel | None) -> Iterator[None]:
-    """Put back what Trainer sets beside the weights: the random numbers, `use_cache`; and the modes."""
+def _untouched(model: PreTrainedModel, teachers: Sequence[PreTrainedModel], *, eager: bool) -> Iterator[None]:
+    """Put back what training sets beside the weights: random numbers, `use_cache`, the kind of attention, the modes.
+
+    eager: attention that also gives its maps, which the faster kinds do not.
+    """
     numbers = checkpoint.random_state()
     cache = vars(model.config).get("use_cache")
     there = "use_cache" in vars(model.config)
+    kinds = [(one, one.config._attn_implementation) for one in (model, *teachers)] if eager else []
     try:
-        if teacher is not None:
+        for teacher in teachers:
             teacher.eval()  # type: ignore[no-untyped-call]
+        for one, _ in kinds:
+            one.set_attn_implementation("eager")
         yield
     finally:
         checkpoint.set_random_state(numbers)
+        for one, kind in kinds:
+            one.set_attn_implementation(kind)
         model.config.use_cache = cache
         if not there:
             del model.config.use_cache
@@ -186,11 +239,11 @@ def _read(rows: datasets.Dataset) -> tuple[list[int], str]:
     return lengths, contents.hexdigest()
 
 
-def _key(plan: Sequence[Any], *models: PreTrainedModel | None) -> str:
+def _key(plan: Sequence[Any], *models: PreTrainedModel) -> str:
     """16 hexadecimal digits of everything that decides the result."""
     found = hashlib.sha256(json.dumps(plan, sort_keys=True).encode())
     for model in models:
-        for name, tensor in checkpoint.weights(model).items() if model is not None else ():
+        for name, tensor in checkpoint.weights(model).items():
             found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()[:16]

@@ -1,8 +1,9 @@
 """Tune: train the weights that are there, on labels, on the original model's answers, or on both.
 
-    L = sum over `learn` of weight · loss
+    L = sum over `learn` of weight · loss + sum over `while` of penalty
 
-The structure stays as it is. Each objective, with its formula and source, is a module of `lissom.train.objectives`.
+Each objective, with its formula and source, is a module of `lissom.train.objectives`; each thing that acts on the model
+meanwhile, and changes its structure at the end, one of `lissom.train.during`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from lissom.data import encode
 from lissom.errors import LissomError
 from lissom.methods.base import Given, Method, Need, Stage, check_gradients
 from lissom.methods.options import build
+from lissom.train.during import DURING, During
 from lissom.train.objectives import OBJECTIVES, Objective
 from lissom.train.run import train
 from lissom.train.score import Validation
@@ -27,9 +29,12 @@ if TYPE_CHECKING:
     from lissom.edits import Editor
 
     Learn = dict[str, Objective]
-else:  # one key an objective, each optional: validation and schema follow the table
+    While = dict[str, During]
+else:  # one key an objective, each optional: validation and schema follow the tables
     Learn = TypedDict("Learn", OBJECTIVES, total=False)
     Learn.__pydantic_config__ = {"extra": "forbid"}
+    While = TypedDict("While", DURING, total=False)
+    While.__pydantic_config__ = {"extra": "forbid"}
 
 log = logging.getLogger(__name__)
 
@@ -55,9 +60,22 @@ class Tune(Method):
         Field(description="objectives with their options; logits where there is a teacher, else task"),
     ] = None
 
+    while_: Annotated[
+        tuple[While, ...],
+        Field(alias="while", description="what acts on the model meanwhile, each with its options, in this order"),
+    ] = ()
+
+    def reached(self) -> Stage:
+        """BITS where weights are packed at the end."""
+        return Stage.BITS if any(one.packs for one in self._during()) else self.stage
+
+    def words(self) -> str:
+        """Those of what acts meanwhile, if anything does."""
+        return "; ".join(dict.fromkeys(one.speed for one in self._during())) or self.speed
+
     def check(self, anatomy: Anatomy, given: Given) -> None:
-        """Raises LSM-317 without tokenizer or teacher, 319 when nothing is learnt, 713 for int8 layers, 715 for hidden
-        of two stacks."""
+        """Raises LSM-317 without tokenizer or teacher, 319 when nothing is learnt, 713 for int8 layers, 715 for states
+        or attention of two stacks, and what `During.check` raises."""
         check_gradients(anatomy)
         if given.tokenizer is None:
             raise LissomError(317, "there is no tokenizer to read the training data with", remedy="Give one.")
@@ -65,9 +83,23 @@ class Tune(Method):
             if objective.teacher and given.teacher is None:
                 cause = f"{name} learns from a teacher, and there is none"
                 raise LissomError(317, cause, place="learn", remedy="Give one, or learn only the task.")
-            if objective.hidden and len(anatomy.stacks) > 1:
+            if objective.reads and len(anatomy.stacks) > 1:
                 cause = f"{name} compares one row of layers, and {anatomy.family} has an encoder and a decoder"
                 raise LissomError(715, cause, place="learn", remedy="Use logits.")
+        for during in self._during():
+            if during.teacher and given.teacher is None:
+                cause = f"{during.name} works with a teacher, and there is none"
+                raise LissomError(317, cause, place="while", remedy="Give one.")
+            during.check(anatomy, given.teacher)
+
+    def preview(self, editor: Editor, given: Given) -> None:
+        """What the structure will be, without training."""
+        acting = [(one, one.begin(editor, given.teacher)) for one in self._during()]
+        for _, it in acting:
+            it.at(1.0)
+            it.bake()
+        for _, it in sorted(acting, key=lambda pair: pair[0].order):
+            it.end(editor)
 
     def apply(self, editor: Editor, given: Given) -> None:
         """Train `editor.model` in place. Raises LSM-827 without rows, LSM-905 when the loss is NaN or infinite."""
@@ -83,7 +115,9 @@ class Tune(Method):
             editor.model,
             encode(given.data.split("train"), tokenizer, task, given.max_length),
             self._objectives(given),
-            teacher=given.teacher,
+            teachers=() if given.teacher is None else (given.teacher, *given.teachers),
+            during=self._during(),
+            tokenizer=tokenizer,
             validate=validate,
             epochs=self.epochs,
             max_steps=self.max_steps,
@@ -106,7 +140,19 @@ class Tune(Method):
             return {name: OBJECTIVES[name]()}
         if not self.learn:
             raise LissomError(319, "learn names no objective", place="learn", remedy=f"Known: {', '.join(OBJECTIVES)}.")
-        # plain values come from Python callers; a recipe has objectives here already
-        learn = dataclasses.asdict(self)["learn"]
-        checked = cast("Tune", build(type(self), {"learn": learn}, lambda path: ".".join(map(str, path))))
-        return dict(cast("dict[str, Any]", checked.learn))
+        return dict(cast("dict[str, Any]", self._built().learn))
+
+    def _during(self) -> list[During]:
+        """`while`, validated."""
+        found = cast("list[dict[str, During]]", self._built().while_ if self.while_ else ())
+        for one in found:
+            if len(one) != 1:
+                cause = f"an entry of while is one name with its options; found {', '.join(one) or 'none'}"
+                raise LissomError(319, cause, place="while", remedy="Write each as an entry of its own.")
+        return [during for one in found for during in one.values()]
+
+    def _built(self) -> Tune:
+        """This step with objects in `learn` and `while`: Python callers may give plain values, a recipe does not."""
+        plain = dataclasses.asdict(self)
+        given = {name: plain[field] for name, field in (("learn", "learn"), ("while", "while_")) if plain[field]}
+        return cast("Tune", build(type(self), given, lambda path: ".".join(map(str, path))))

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from lissom.data.encode import IGNORED
 from lissom.errors import LissomError
+from lissom.train.ramp import Ramp
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from transformers.utils.generic import ModelOutput
+
+Read = Literal["hidden_states", "attentions", "projections"]
+"""Keys of a model's answer: (batch, seq, width) of the embeddings and each layer; (batch, heads, seq, seq) after the
+softmax of each layer; `lissom.train.projections.Projections` of each layer of the first stack."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,16 +29,24 @@ class Answers:
 
     inputs: `input_ids` and `attention_mask` (batch, seq), and the labels, if there are any.
     student, teacher: logits (batch, classes) or (batch, seq, classes), or start and end logits (batch, seq); with
-        `hidden_states` when an objective asked for them. The student's hold a `loss` when an objective asked for it.
+        what objectives asked for in `reads`. The student's hold a `loss` when an objective asked for it.
+    others: the answers of further teachers, in the same form.
     next_token: position i answers what stands at i + 1 (causal language models).
     regression: the logits are numbers, not scores of classes.
+    progress: the share of the run that is done, 0 to 1.
+    ask: asks student and teachers about another batch, for objectives that make their own; see `Objective.asks`.
+    model: the student itself, for objectives that let it generate. None where nothing may be asked.
     """
 
     inputs: Mapping[str, Tensor]
     student: ModelOutput
     teacher: ModelOutput | None = None
+    others: tuple[ModelOutput, ...] = ()
     next_token: bool = False
     regression: bool = False
+    progress: float = 0.0
+    ask: Callable[[Mapping[str, Tensor]], Answers] | None = None
+    model: PreTrainedModel | None = None
 
     @property
     def taught(self) -> ModelOutput:
@@ -40,6 +54,11 @@ class Answers:
         if self.teacher is None:
             raise LissomError(317, "there is no teacher to learn from", remedy="Give one, or learn only the task.")
         return self.teacher
+
+    @property
+    def teachers(self) -> tuple[ModelOutput, ...]:
+        """The answers of all teachers, the first one's first. Raises LSM-317 when there is none."""
+        return (self.taught, *self.others)
 
     @property
     def mask(self) -> Tensor:
@@ -77,10 +96,21 @@ class Objective(ABC):
     name: ClassVar[str]  # as in `learn`; the module has the same name
     teacher: ClassVar[bool] = True  # learns from the teacher
     labels: ClassVar[bool] = False  # learns from labels, through the model's own loss
-    hidden: ClassVar[bool] = False  # reads hidden states
+    reads: ClassVar[frozenset[Read]] = frozenset()  # what it reads of both besides the logits
+    asks: ClassVar[bool] = False  # asks about batches of its own making
     source: ClassVar[str]
 
-    weight: Annotated[float, Field(gt=0, description="Factor of this loss in the sum.")] = 1.0
+    weight: Annotated[
+        Annotated[float, Field(gt=0)] | Ramp,
+        Field(description="Factor of this loss in the sum, or a ramp: {start: 1.0, end: 0.0}."),
+    ] = 1.0
+
+    def prepare(self, inputs: Mapping[str, Tensor], tokenizer: PreTrainedTokenizerBase | None) -> Mapping[str, Tensor]:
+        """The batch as student and teachers shall see it (masked language modelling hides tokens); by default as it is.
+
+        An objective that overrides this says so in `asks`: stored answers of the teacher are of no use to it.
+        """
+        return inputs
 
     def begin(self, answers: Answers) -> nn.Module:
         """Modules that are trained beside the student and thrown away afterwards; by default none.

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from lissom.errors import LissomError
-from lissom.train.objectives.base import Answers, Objective
+from lissom.train.objectives.base import Answers, Objective, Read
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -33,7 +33,7 @@ class Hidden(Objective):
     """Learns what the teacher's layers hand on, at every real token."""
 
     name: ClassVar[str] = "hidden"
-    hidden: ClassVar[bool] = True
+    reads: ClassVar[frozenset[Read]] = frozenset({"hidden_states"})
     source: ClassVar[str] = "Jiao et al. 2020 (TinyBERT), eq. 8 and 9; Sun et al. 2019 (PKD), section 3.2"
 
     layers: Annotated[

@@ -1,0 +1,68 @@
+"""A teacher's answers to all rows, computed once: in memory for the run, on disk for the next one with the same rows."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+
+from lissom.data.batches import pad
+from lissom.errors import LissomError
+from lissom.files import read_safetensors
+
+if TYPE_CHECKING:
+    import datasets
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+
+_ROWS = 64  # a forward
+LABELS = frozenset({"labels", "start_positions", "end_positions"})
+
+
+def autocast(device: torch.device, bf16: bool) -> AbstractContextManager[Any]:
+    """bf16 autocast, or nothing."""
+    return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
+
+
+def one_answer_a_row(model: PreTrainedModel) -> bool:
+    """Whether `model` answers a row with one list of numbers, which is little enough to keep for all rows."""
+    return type(model).__name__.endswith("ForSequenceClassification")
+
+
+def answers(teacher: PreTrainedModel, rows: datasets.Dataset, path: Path, *, pad_id: int, bf16: bool) -> Tensor:
+    """The logits of `teacher` for each row, (rows, classes) float32, read from `path` if they are there.
+
+    path: named by everything that decides the answers; a file that is torn or of another size is made anew.
+    """
+    try:
+        stored = read_safetensors(path)["logits"] if path.is_file() else None
+    except (LissomError, KeyError):
+        stored = None
+    if stored is not None and len(stored) == len(rows):
+        return stored
+    found = _computed(teacher, rows, pad_id, bf16)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(f".{os.getpid()}.partial")  # several processes may write the same answers
+    save_file({"logits": found}, beside)
+    beside.replace(path)
+    return found
+
+
+def _computed(teacher: PreTrainedModel, rows: datasets.Dataset, pad_id: int, bf16: bool) -> Tensor:
+    listed = rows.remove_columns([name for name in rows.column_names if name in LABELS]).to_list()
+    order = sorted(range(len(listed)), key=lambda i: len(listed[i]["input_ids"]))
+    parts = []
+    for start in range(0, len(order), _ROWS):
+        batch = pad([listed[i] for i in order[start : start + _ROWS]], pad_id)
+        with torch.no_grad(), autocast(teacher.device, bf16):
+            parts.append(
+                teacher(**{name: one.to(teacher.device) for name, one in batch.items()})["logits"].float().cpu()
+            )
+    found = torch.empty_like(torch.cat(parts))
+    found[torch.tensor(order)] = torch.cat(parts)
+    return found

@@ -1,0 +1,9 @@
+"""What can act while a model is trained, by the name that `while` uses. Adding one is a module and a line here."""
+
+from __future__ import annotations
+
+from lissom.train.during.base import Acting, During
+
+__all__ = ["DURING", "Acting", "During"]
+
+DURING: dict[str, type[During]] = {}

@@ -1,0 +1,40 @@
+"""A number that changes while a model is trained: weights, temperatures, probabilities, sparsities."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+_Share = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ramp:
+    """From `start` to `end` between the shares `begin` and `finish` of the run; constant before and after.
+
+    linear: in equal steps. cubic: end + (start - end) · (1 - t)³, fast at first (Zhu and Gupta 2017, eq. 1).
+    step: `start` before `finish`, `end` from there on.
+    """
+
+    start: float
+    end: float
+    begin: _Share = 0.0
+    finish: _Share = 1.0
+    shape: Literal["linear", "cubic", "step"] = "linear"
+
+    def at(self, progress: float) -> float:
+        """The number when the share `progress` (0 to 1) of the run is done."""
+        if progress >= self.finish:
+            return self.end
+        if progress <= self.begin or self.shape == "step":
+            return self.start
+        t = (progress - self.begin) / (self.finish - self.begin)
+        left = (1 - t) ** 3 if self.shape == "cubic" else 1 - t
+        return self.end + (self.start - self.end) * left
+
+
+def at(value: float | Ramp, progress: float) -> float:
+    """`value` when the share `progress` of the run is done; a plain number stays what it is."""
+    return value.at(progress) if isinstance(value, Ramp) else value
