@@ -18,10 +18,14 @@ from tests import tiny
         (3, "every-other", (0, 2, 4)),
         (4, "every-other", (0, 1, 3, 4)),
         (6, "every-other", None),
+        (0.5, "every-other", (0, 2, 4)),
+        (0.6, "first", (0, 1, 2, 3)),
+        (0.01, "first", (0,)),
+        (0.99, "first", None),
         ((1, 5), "first", (1, 5)),
     ],
 )
-def test_which_layers_stay(keep: int | tuple[int, ...], by: str, kept: tuple[int, ...] | None):
+def test_which_layers_stay(keep: int | float | tuple[int, ...], by: str, kept: tuple[int, ...] | None):
     editor = Editor(tiny.model("bert", num_hidden_layers=6))
     KeepLayers(keep=keep, by=by).apply(editor, Given())
     assert [one.keep for one in editor.record.edits] == ([kept] if kept else [])
@@ -36,7 +40,7 @@ def test_importance_drops_the_layer_that_does_least():
             slot.weight.zero_()
             slot.bias.zero_()
     given = Given(data=load_data({"train": tiny.labelled_texts(20)}), tokenizer=tiny.tokenizer())
-    KeepLayers(keep=2, by="importance").apply(editor, given)
+    KeepLayers(keep=0.7, by="importance").apply(editor, given)
     assert editor.record.edits[0].keep == (0, 2)
 
 
@@ -44,6 +48,7 @@ def test_importance_drops_the_layer_that_does_least():
     ("options", "message"),
     [
         ({"keep": 4}, "LSM-318 keep 4 of 3 layers"),
+        ({"keep": 0.5, "by": "importance"}, "LSM-317 by: importance looks at texts. Give --data"),
         (
             {"keep": (0, 3)},
             r"LSM-318 layers of encoder.layer: \[0, 3\] is not an ascending choice of at least one of 0 to 2",

@@ -20,7 +20,7 @@ from lissom.methods.base import Given, Method, Stage
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KeepLayers(Method):
-    """Keep `keep` layers: a count, chosen as `by` says, or the numbers of the layers."""
+    """Keep `keep` layers: a count or a share (rounded, at least one), chosen as `by` says, or their numbers."""
 
     name: ClassVar[str] = "keep_layers"
     stage: ClassVar[Stage] = Stage.DEPTH
@@ -28,12 +28,12 @@ class KeepLayers(Method):
     source: ClassVar[str] = "Sajjad et al. 2020; Sanh et al. 2019, section 3; Men et al. 2024, eq. 1"
 
     keep: Annotated[
-        Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=0)], ...],
-        Field(description="how many layers stay, or their numbers counted from 0"),
+        Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] | tuple[Annotated[int, Field(ge=0)], ...],
+        Field(description="how many layers stay, which share of them, or their numbers counted from 0"),
     ]
     by: Annotated[
         Literal["first", "last", "every-other", "importance"],
-        Field(description="which layers stay when a count is given; importance needs data"),
+        Field(description="which layers stay when no numbers are given; importance needs data"),
     ] = "every-other"
     stack: Annotated[str, Field(description="encoder or decoder; may be left out where there is only one")] = ""
     samples: Annotated[int, Field(ge=1, description="texts that importance is measured on")] = 128
@@ -44,7 +44,11 @@ class KeepLayers(Method):
         layers = len(stack.order)
         if isinstance(self.keep, int) and self.keep > layers:
             raise LissomError(318, f"keep {self.keep} of {layers} layers")
-        if self.by == "importance" and isinstance(self.keep, int) and (given.data is None or given.tokenizer is None):
+        if (
+            self.by == "importance"
+            and not isinstance(self.keep, tuple)
+            and (given.data is None or given.tokenizer is None)
+        ):
             raise LissomError(317, "by: importance looks at texts", remedy="Give --data, or choose by: every-other.")
         try:
             edits.check_depth(anatomy.model, stack, self._fixed(layers) or tuple(range(1, layers)) or (0,))
@@ -62,13 +66,18 @@ class KeepLayers(Method):
         """The layers that stay; empty where texts decide."""
         if isinstance(self.keep, tuple):
             return self.keep
-        count = self.keep
+        count = self._count(layers)
         return {
             "first": tuple(range(count)),
             "last": tuple(range(layers - count, layers)),
             "every-other": tuple(i * layers // count for i in range(count)),
             "importance": tuple(range(layers)) if count == layers else (),
         }[self.by]
+
+    def _count(self, layers: int) -> int:
+        """How many of `layers` stay."""
+        share = isinstance(self.keep, float)
+        return max(1, round(cast("float", self.keep) * layers)) if share else cast("int", self.keep)
 
     def _most_important(self, editor: Editor, stack: Stack, given: Given) -> tuple[int, ...]:
         from lissom.stats.batches import calibration_batches
@@ -85,4 +94,4 @@ class KeepLayers(Method):
             device=given.device,
         )
         influence = block_influence(editor.model, stack, batches)
-        return tuple(sorted(influence.topk(cast("int", self.keep)).indices.tolist()))
+        return tuple(sorted(influence.topk(self._count(len(influence))).indices.tolist()))
