@@ -17,6 +17,7 @@ from lissom.edits import Editor
 from lissom.errors import LissomError
 from lissom.measure import Row, measure
 from lissom.measure.loyalty import UNCOMPARED
+from lissom.measure.size import SPARSE, sparsity
 from lissom.methods import Given
 from lissom.recipe import Recipe, StepRecord
 from lissom.runtime import TorchRunner
@@ -247,13 +248,14 @@ def _measured(
         for name, one in ((ORIGINAL, original), (COMPRESSED, compressed))
     }
     told = lambda what, done: report(what, 1 - _MEASURED * (1 - done))  # noqa: E731  named for what it is
+    zeros = ("sparsity",) if (sparsity(compressed).value or 0.0) >= SPARSE else ()
     alike = () if data.task.kind in UNCOMPARED else ("label_loyalty", "probability_loyalty")
     return measure(
         runners,
         data,
         split=split,
         reference=ORIGINAL,
-        metrics=(data.task.metric, "keep", *alike, "size_mb", "parameters", "flops"),
+        metrics=(data.task.metric, "keep", *alike, "size_mb", "parameters", *zeros, "flops"),
         seed=given.seed,
         report=told,
     )

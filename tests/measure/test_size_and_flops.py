@@ -12,7 +12,7 @@ from torch import nn
 
 from lissom.measure.flops import flops, model_flops
 from lissom.measure.graph import graph_flops
-from lissom.measure.size import in_memory, parameters, size
+from lissom.measure.size import in_memory, parameters, size, sparsity
 from lissom.nn import Int8Embedding, Int8Linear, LowRankLinear
 from lissom.runtime import OnnxRunner, TorchRunner
 from tests import tiny
@@ -37,6 +37,34 @@ def test_packed_numbers_count_with_their_scales() -> None:
     assert in_memory(model).value == pytest.approx((21 + 4 * 7 + 15 + 4 * 5 + 4 * 5) / 1e6)
 
 
+def test_zeros_are_counted_in_the_blocks_alone() -> None:
+    model = tiny.model("bert", num_hidden_layers=1)
+    layer = model.encoder.layer[0]
+    total = 4 * 32 * 32 + 2 * 32 * 48
+    with torch.no_grad():
+        model.embeddings.word_embeddings.weight.zero_()
+        layer.attention.self.query.bias.zero_()
+        layer.output.dense.weight.zero_()
+        layer.attention.self.query.weight[0, :5] = 0
+
+    found = sparsity(model)
+
+    assert found.value == (32 * 48 + 5) / total
+    assert sparsity(nn.Linear(2, 2)).value is None
+
+
+def test_zeros_of_thin_and_packed_maps_are_those_that_are_stored() -> None:
+    model = tiny.model("bert", num_hidden_layers=1)
+    thin = LowRankLinear(32, 32, 2)
+    packed = Int8Linear(32, 32)  # all codes are zero
+    with torch.no_grad():
+        thin.down.weight[0] = 0
+    model.encoder.layer[0].attention.self.query = thin
+    model.encoder.layer[0].attention.self.key = packed
+
+    assert sparsity(model).value == (32 + 32 * 32) / (2 * 2 * 32 + 3 * 32 * 32 + 2 * 32 * 48)
+
+
 @pytest.mark.parametrize("variant", ["bert", "albert", "gpt2", "t5"])
 def test_an_empty_model_has_the_same_numbers(variant: str) -> None:
     model = tiny.model(variant)
@@ -53,7 +81,7 @@ def test_a_folder_is_weighed_by_its_weight_files(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("x" * 999)
     runner = TorchRunner(tiny.model("bert"), None, folder=tmp_path)
 
-    on_disk, _ = size(runner)
+    on_disk, *_ = size(runner)
 
     assert on_disk.value == (tmp_path / "model.safetensors").stat().st_size / 1e6
     assert on_disk.how.startswith("Bytes on disk of model.safetensors")
@@ -65,7 +93,7 @@ def test_of_several_graphs_the_one_that_runs_is_weighed(tmp_path: Path) -> None:
     made.exported(tmp_path, np.zeros((900, 3), np.float32), file="model_fp16.onnx")
     (tmp_path / "onnx" / "model.onnx_data").write_bytes(b"0" * 500)
 
-    on_disk, numbers = size(OnnxRunner(tmp_path))
+    on_disk, numbers, _ = size(OnnxRunner(tmp_path))
 
     assert on_disk.value == ((tmp_path / "onnx" / "model.onnx").stat().st_size + 500) / 1e6
     assert numbers.value == weights.size
@@ -74,7 +102,7 @@ def test_of_several_graphs_the_one_that_runs_is_weighed(tmp_path: Path) -> None:
 def test_an_engine_that_shows_nothing_gets_no_zero() -> None:
     readings = [*size(Fake()), flops(TorchRunner(tiny.model("bert"), made.tokenizer()), [])]
 
-    assert [one.value for one in readings] == [None, None, None]
+    assert [one.value for one in readings] == [None] * 4
     assert all(one.how.startswith("Not taken:") for one in readings)
 
 

@@ -4,7 +4,7 @@ from lissom.anatomy.dissect import dissect
 from lissom.anatomy.families import FAMILIES
 from lissom.anatomy.parts import Anatomy, Attention, Block, Ffn, Stack
 from lissom.anatomy.positions import positions
-from lissom.anatomy.slot import Slot, is_linear, keep_together
+from lissom.anatomy.slot import Slot, dense_weight, is_linear, keep_together
 
 __all__ = [
     "FAMILIES",
@@ -14,6 +14,7 @@ __all__ = [
     "Ffn",
     "Slot",
     "Stack",
+    "dense_weight",
     "dissect",
     "is_linear",
     "keep_together",

@@ -38,6 +38,7 @@ LABELS = {
     "probability_loyalty": "Probability loyalty",
     "size_mb": "Size",
     "parameters": "Parameters",
+    "sparsity": "Zero weights",
     "flops": "FLOPs",
     "latency_ms_p50": "Latency p50",
     "latency_ms_p95": "Latency p95",

@@ -43,6 +43,9 @@ METRICS: dict[str, Metric] = {
     ),
     "size_mb": Metric(unit="MB", better="lower", group="size", what="bytes of the weight files / 1,000,000"),
     "parameters": Metric(unit="numbers", better="lower", group="size", what="stored numbers, shared ones once"),
+    "sparsity": Metric(
+        unit="", better="none", group="size", what="share of zeros among the weights of the linear maps in the blocks"
+    ),
     "flops": Metric(unit="FLOP", better="lower", group="flops", what="multiply and add operations for one text"),
     "latency_ms_p50": Metric(unit="ms", better="lower", group="speed", what="median time for one text alone"),
     "latency_ms_p95": Metric(unit="ms", better="lower", group="speed", what="95th percentile for one text alone"),

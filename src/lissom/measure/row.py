@@ -15,7 +15,7 @@ from lissom.measure.machine import machine, versions
 from lissom.measure.quality import answer, ask_for, scores_of, texts_of
 from lissom.measure.reading import METRICS, Reading, taken
 from lissom.measure.scores import keep_reading, quality_reading
-from lissom.measure.size import size
+from lissom.measure.size import SPARSE, size
 from lissom.measure.speed import race, speed, speedup
 
 if TYPE_CHECKING:
@@ -203,12 +203,17 @@ def _wanted(
     return [name for name in metrics or METRICS if METRICS[name].group not in left_out]
 
 
+def _idle(reading: Reading) -> bool:
+    """Whether nobody who did not ask for it misses it: the zeros of a model that is not sparse."""
+    return reading.name == "sparsity" and (reading.value is None or reading.value < SPARSE)
+
+
 def _chosen(found: list[Reading], wanted: list[str], *, explicit: bool, kind: str, itself: bool) -> tuple[Reading, ...]:
     """The readings that were asked for; one that the task does not have says so, if it was named.
 
     itself: the subject is the reference; what compares with the reference is 1 by definition.
     """
-    by_name = {one.name: one for one in found if one.name in wanted}
+    by_name = {one.name: one for one in found if one.name in wanted and (explicit or not _idle(one))}
     for name in wanted if explicit else ():
         by_name.setdefault(name, taken(name, None, f"Not taken: no measure of {kind.replace('_', ' ')}."))
     if itself:

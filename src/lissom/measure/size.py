@@ -1,9 +1,10 @@
-"""Bytes on disk and stored numbers."""
+"""Bytes on disk, stored numbers, and how many of them are zero."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lissom.errors import UnsupportedFamily
 from lissom.measure.reading import Reading, taken
 
 if TYPE_CHECKING:
@@ -14,17 +15,21 @@ if TYPE_CHECKING:
 
     from lissom.runtime import Runner
 
+SPARSE = 0.01  # share of zeros from which a model is called sparse
+
 
 def size(runner: Runner) -> list[Reading]:
-    """`size_mb` and `parameters` of what the runner runs. Exact counts, so without interval."""
+    """`size_mb`, `parameters` and `sparsity` of what the runner runs. Exact counts, so without interval."""
     model = getattr(runner, "model", None)
     if model is not None:
-        return [_on_disk(runner.files) if runner.files else in_memory(model), parameters(model)]
+        return [_on_disk(runner.files) if runner.files else in_memory(model), parameters(model), sparsity(model)]
     graph = getattr(runner, "graph", None)
     if graph is not None:
-        return [_on_disk(runner.files), graph_parameters(graph)]
+        why = "Not taken: zeros are counted in models, not in graphs."
+        return [_on_disk(runner.files), graph_parameters(graph), taken("sparsity", None, why)]
     why = f"Not taken: the {runner.name} engine tells neither its files nor its model."
-    return [_on_disk(runner.files) if runner.files else taken("size_mb", None, why), taken("parameters", None, why)]
+    on_disk = _on_disk(runner.files) if runner.files else taken("size_mb", None, why)
+    return [on_disk, taken("parameters", None, why), taken("sparsity", None, why)]
 
 
 def in_memory(model: nn.Module) -> Reading:
@@ -40,6 +45,26 @@ def parameters(model: nn.Module) -> Reading:
     total = sum(one.numel() for one in stored(model))
     how = "Numbers in the model's stored tensors, shared ones once; int8 codes and scales count, position ids do not."
     return taken("parameters", total, how, n=1)
+
+
+def sparsity(model: nn.Module) -> Reading:
+    """Zeros among the weights of the linear maps in the blocks, 0 to 1; of a low-rank map in its two factors.
+
+    Needs a model with an anatomy, and its numbers (not a meta model).
+    """
+    from lissom.anatomy import dense_weight, dissect
+    from lissom.nn import LowRankLinear
+
+    try:
+        maps = [slot.module for slot in dissect(model).linears()]
+    except UnsupportedFamily as error:
+        return taken("sparsity", None, f"Not taken: {error.cause}.")
+    parts = [part for one in maps for part in ((one.down, one.up) if isinstance(one, LowRankLinear) else (one,))]
+    weights = [dense_weight(part) for part in parts]
+    total = sum(one.numel() for one in weights)
+    zeros = sum(int((one == 0).sum()) for one in weights)
+    how = f"Exact zeros among the {total} weights of {len(weights)} linear maps in the blocks. Engines compute them too."
+    return taken("sparsity", zeros / max(total, 1), how, n=1)
 
 
 def graph_parameters(graph: Path) -> Reading:
