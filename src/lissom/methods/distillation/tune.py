@@ -75,10 +75,11 @@ class Tune(Method):
 
     def check(self, anatomy: Anatomy, given: Given) -> None:
         """Raises LSM-317 without tokenizer or teacher, 319 when nothing is learnt, 713 for int8 layers, 715 for states
-        or attention of two stacks, and what `During.check` raises."""
+        or attention of two stacks, and what `Objective.check` and `During.check` raise."""
         check_gradients(anatomy)
         if given.tokenizer is None:
             raise LissomError(317, "there is no tokenizer to read the training data with", remedy="Give one.")
+        teachers = () if given.teacher is None else (given.teacher, *given.teachers)
         for name, objective in self._objectives(given).items():
             if objective.teacher and given.teacher is None:
                 cause = f"{name} learns from a teacher, and there is none"
@@ -86,6 +87,7 @@ class Tune(Method):
             if objective.reads and len(anatomy.stacks) > 1:
                 cause = f"{name} compares one row of layers, and {anatomy.family} has an encoder and a decoder"
                 raise LissomError(715, cause, place="learn", remedy="Use logits.")
+            objective.check(anatomy, given.tokenizer, teachers)
         for during in self._during():
             if during.teacher and given.teacher is None:
                 cause = f"{during.name} works with a teacher, and there is none"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from transformers.utils.generic import ModelOutput
+
+    from lissom.anatomy import Anatomy
 
 Read = Literal["hidden_states", "attentions", "projections"]
 """Keys of a model's answer: (batch, seq, width) of the embeddings and each layer; (batch, heads, seq, seq) after the
@@ -66,6 +68,19 @@ class Answers:
         mask = self.inputs.get("attention_mask")
         return (self.inputs["input_ids"] >= 0) if mask is None else mask.bool()
 
+    @property
+    def labels(self) -> Tensor | None:
+        """The labels of the rows of `scores`, (n,); None where the batch has none."""
+        import torch
+
+        if "start_positions" in self.inputs:
+            return torch.cat([self.inputs["start_positions"], self.inputs["end_positions"]])
+        labels = self.inputs.get("labels")
+        if labels is None or labels.dim() == 1:
+            return labels
+        labels = labels[:, 1:] if self.next_token else labels
+        return labels[labels != IGNORED]
+
     def scores(self, output: ModelOutput) -> Tensor:
         """The answers that count, as float32 rows (n, classes).
 
@@ -104,6 +119,11 @@ class Objective(ABC):
         Annotated[float, Field(gt=0)] | Ramp,
         Field(description="Factor of this loss in the sum, or a ramp: {start: 1.0, end: 0.0}."),
     ] = 1.0
+
+    def check(
+        self, anatomy: Anatomy, tokenizer: PreTrainedTokenizerBase | None, teachers: Sequence[PreTrainedModel]
+    ) -> None:
+        """Raise `LissomError` when this student cannot learn so, or options do not go together; computes nothing."""
 
     def prepare(self, inputs: Mapping[str, Tensor], tokenizer: PreTrainedTokenizerBase | None) -> Mapping[str, Tensor]:
         """The batch as student and teachers shall see it (masked language modelling hides tokens); by default as it is.
