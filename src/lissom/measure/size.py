@@ -63,7 +63,7 @@ def sparsity(model: nn.Module) -> Reading:
     weights = [dense_weight(part) for part in parts]
     total = sum(one.numel() for one in weights)
     zeros = sum(int((one == 0).sum()) for one in weights)
-    how = f"Exact zeros among the {total} weights of {len(weights)} linear maps in the blocks; engines compute them too."
+    how = f"Exact zeros among {total} weights of {len(weights)} linear maps in the blocks; engines compute them too."
     return taken("sparsity", zeros / max(total, 1), how, n=1)
 
 
