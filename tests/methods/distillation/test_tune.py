@@ -124,3 +124,15 @@ def accuracy(model):
     with torch.no_grad():
         found = model(**inputs).logits.argmax(dim=-1)
     return float((found == torch.tensor(rows["label"])).float().mean())
+
+
+def test_a_score_chooses_weights_only_where_answers_are_learnt(tmp_path, monkeypatch):
+    from lissom.train.score import Validation
+
+    scored = []
+    monkeypatch.setattr(Validation, "__call__", lambda self, model: scored.append(1) or 0.5)
+    teacher = student(1)
+    Tune(epochs=2, learn={"hidden": {}}).apply(Editor(student()), given(tmp_path, teacher=teacher))
+    assert not scored
+    Tune(epochs=2, learn={"hidden": {}, "logits": {}}).apply(Editor(student()), given(tmp_path, teacher=teacher))
+    assert len(scored) == 2

@@ -41,7 +41,10 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tune(Method):
-    """Train on the train split; with a validation split the model ends with the weights of its best epoch."""
+    """Train on the train split; with a validation split the model ends with the weights of its best epoch.
+
+    Where nothing trains the answers (states alone are learnt), a score says nothing, and the last weights are kept.
+    """
 
     name: ClassVar[str] = "tune"
     stage: ClassVar[Stage] = Stage.TUNE
@@ -110,7 +113,7 @@ class Tune(Method):
         task, tokenizer = given.data.task, given.tokenizer
         pad_id = tokenizer.pad_token_id or 0
         validate = None
-        if "validation" in given.data.splits:
+        if "validation" in given.data.splits and any(one.answers for one in self._objectives(given).values()):
             rows = encode(given.data.split("validation"), tokenizer, task, given.max_length)
             validate = Validation.of(task, rows, pad_id)
         done = train(

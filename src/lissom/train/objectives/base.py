@@ -111,8 +111,8 @@ class Objective(ABC):
     name: ClassVar[str]  # as in `learn`; the module has the same name
     teacher: ClassVar[bool] = True  # learns from the teacher
     labels: ClassVar[bool] = False  # learns from labels, through the model's own loss
-    reads: ClassVar[frozenset[Read]] = frozenset()  # what it reads of both besides the logits
     asks: ClassVar[bool] = False  # asks about batches of its own making
+    answers: ClassVar[bool] = False  # trains the answers themselves, so that a validation score says how far it is
     source: ClassVar[str]
 
     weight: Annotated[
@@ -124,6 +124,11 @@ class Objective(ABC):
         self, anatomy: Anatomy, tokenizer: PreTrainedTokenizerBase | None, teachers: Sequence[PreTrainedModel]
     ) -> None:
         """Raise `LissomError` when this student cannot learn so, or options do not go together; computes nothing."""
+
+    @property
+    def reads(self) -> frozenset[Read]:
+        """What it reads of both besides the logits; a class variable where no option decides it."""
+        return frozenset()
 
     def prepare(self, inputs: Mapping[str, Tensor], tokenizer: PreTrainedTokenizerBase | None) -> Mapping[str, Tensor]:
         """The batch as student and teachers shall see it (masked language modelling hides tokens); by default as it is.

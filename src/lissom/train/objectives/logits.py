@@ -49,6 +49,7 @@ class Logits(Objective):
     """Learns the teacher's scores of the classes; for regression the teacher's numbers, by squared error or order."""
 
     name: ClassVar[str] = "logits"
+    answers: ClassVar[bool] = True
     source: ClassVar[str] = (
         "Hinton et al. 2015, section 2; GKD, MiniLLM and DistiLLM (2024); Annealing and Continuation KD (2021, 2022); "
         "RankNet (2005); MT-DNN (2019); MT-BERT (2021); Dynamic KD (2021)"

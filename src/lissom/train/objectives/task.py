@@ -17,6 +17,7 @@ class Task(Objective):
     """Cross-entropy with the labels (classes, tags, spans, next tokens), squared error for regression."""
 
     name: ClassVar[str] = "task"
+    answers: ClassVar[bool] = True
     teacher: ClassVar[bool] = False
     labels: ClassVar[bool] = True
     source: ClassVar[str] = "the loss of the model's class in transformers"
