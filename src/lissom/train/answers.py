@@ -1,4 +1,4 @@
-"""A teacher's answers to all rows, computed once: in memory for the run, on disk for the next one with the same rows."""
+"""A teacher's answers to all rows, computed once: in memory for the run, on disk for the next with the same rows."""
 
 from __future__ import annotations
 

@@ -40,6 +40,11 @@ def newest(work: Path) -> Path | None:
     return None
 
 
+def step(folder: Path) -> int:
+    """The step that a checkpoint is of."""
+    return int(folder.name.rpartition("-")[2])
+
+
 def keep(work: Path, count: int) -> None:
     """Remove all checkpoints but the newest `count`."""
     for folder in _sorted(work)[count:]:

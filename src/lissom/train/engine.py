@@ -6,35 +6,30 @@ import contextlib
 import dataclasses
 import math
 import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PrinterCallback, Trainer, TrainerCallback
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, Trainer, TrainerState
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from lissom.data.batches import pad
 from lissom.errors import LissomError
 from lissom.files import read_json, read_safetensors, write_json
-from lissom.train import checkpoint
+from lissom.train import checkpoint, processes
 from lissom.train.answers import LABELS, autocast
 from lissom.train.objectives import Answers, Objective
+from lissom.train.pace import Pace
 from lissom.train.projections import Watch
 from lissom.train.ramp import at
-from lissom.train.sampler import GroupedByLength
+from lissom.train.sampler import GroupedByLength, TokenBudget
 
 if TYPE_CHECKING:
     from torch.utils.data import Sampler
-    from transformers import (
-        PreTrainedModel,
-        PreTrainedTokenizerBase,
-        TrainerControl,
-        TrainerState,
-        TrainingArguments,
-    )
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
     from transformers.utils.generic import ModelOutput
 
     from lissom.data.batches import Row
@@ -47,7 +42,7 @@ class Kept:
 
     step: int
     tensors: dict[str, Tensor]
-    score: float = -math.inf
+    score: float
 
 
 class Engine(Trainer):
@@ -58,7 +53,11 @@ class Engine(Trainer):
         but their logits is wanted, `stored` has them for all rows: (rows, classes) a teacher.
     acting: what acts on the student meanwhile, already put into it.
     validate: scores the student at the end of each epoch; higher is better. The best weights are kept in memory.
+    patience: training stops after so many epochs in a row without a better score.
+    batch_tokens: tokens in a batch, with their padding; None: a fixed number of rows.
     save_seconds: a checkpoint is written at the end of each epoch and when so much time has passed.
+
+    With several processes each trains a copy on batches of its own, and the first one validates and writes.
     """
 
     args: TrainingArguments
@@ -79,6 +78,8 @@ class Engine(Trainer):
         acting: Sequence[Acting] = (),
         tokenizer: PreTrainedTokenizerBase | None = None,
         validate: Callable[[PreTrainedModel], float] | None,
+        patience: int | None = None,
+        batch_tokens: int | None = None,
         pad_id: int,
         next_token: bool,
         bf16: bool,
@@ -87,25 +88,31 @@ class Engine(Trainer):
     ) -> None:
         self.objectives, self.teachers, self.validate = dict(objectives), tuple(teachers), validate
         self.stored, self.acting, self.tokenizer = tuple(stored), tuple(acting), tokenizer
-        self.lengths, self.next_token, self.bf16 = lengths, next_token, bf16
+        self.patience, self.next_token, self.bf16 = patience, next_token, bf16
         self.reads = frozenset[str]().union(*(one.reads for one in self.objectives.values()))
         self.progress = 0.0
-        self.seen = 0  # rows in this process
+        self.seen = 0  # rows, of all processes, since training began or went on
         if self.stored:
             rows = rows.add_column("row", list(range(len(rows))))
+        self.sampler: GroupedByLength | TokenBudget = (
+            TokenBudget(lengths, batch_tokens, args.seed, processes.count())
+            if batch_tokens
+            else GroupedByLength(lengths, args.train_batch_size, args.seed)
+        )
         self.best: Kept | None = None
-        self.loss = torch.tensor(math.nan)  # of the last batch
+        self.stale = 0  # epochs of full strength since the best one
+        self.loss = torch.tensor(math.nan)  # of the last step
+        self.pace = Pace(self, report, save_seconds)
         super().__init__(
             model=model,
             args=args,
             train_dataset=rows,
             data_collator=lambda batch: pad(batch, pad_id),
-            callbacks=[_Pace(self, report, save_seconds)],
+            callbacks=[self.pace],
         )
         self.remove_callback(PrinterCallback)
-        self.loss_is_scaled_for_ga = False  # objectives are means of a batch: Trainer divides by accumulated batches
-        self.model_accepts_loss_kwargs = False
-        self.good = Kept(0, checkpoint.copied(model))
+        self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True  # compute_loss gives a batch its share
+        self.good, self.before = 0, checkpoint.copied(model)  # step of the last checkpoint; weights until there is one
         for teacher in self.teachers:
             nn.Module.to(teacher, args.device)
         watched = (model, *self.teachers) if "projections" in self.reads else ()
@@ -118,12 +125,12 @@ class Engine(Trainer):
         self.model.eval()  # type: ignore[no-untyped-call]
         inputs = {name: one.to(self.args.device) for name, one in pad([row], pad_id).items()}
         with torch.no_grad():
-            answers = self._ask(self.model, inputs)
+            answers = self._ask(inputs)
         return nn.ModuleDict({name: objective.begin(answers) for name, objective in self.objectives.items()})
 
     # what is learnt
 
-    def _ask(self, student: nn.Module, inputs: Mapping[str, Tensor]) -> Answers:
+    def _ask(self, inputs: Mapping[str, Tensor]) -> Answers:
         """Student and teachers, each asked once."""
         inputs = dict(inputs)
         rows = inputs.pop("row", None)
@@ -131,13 +138,13 @@ class Engine(Trainer):
             inputs = dict(objective.prepare(inputs, self.tokenizer))
         texts = {name: one for name, one in inputs.items() if name not in LABELS}
         labelled = inputs if any(one.labels for one in self.objectives.values()) else texts
-        answered = self._answer(student, self.model, labelled)
+        answered = self._answer(self.model, labelled)
         taught: list[ModelOutput] = []
         if rows is not None:
             taught = [SequenceClassifierOutput(logits=one[rows.cpu()].to(rows.device)) for one in self.stored]
         elif any(one.teacher for one in self.objectives.values()):
             with torch.no_grad():  # not inference_mode: its tensors cannot be kept for the student's backward pass
-                taught = [self._answer(one, one, texts) for one in self.teachers]
+                taught = [self._answer(one, texts) for one in self.teachers]
         return Answers(
             inputs=inputs,
             student=answered,
@@ -146,17 +153,17 @@ class Engine(Trainer):
             next_token=self.next_token,
             regression=getattr(self.model.config, "problem_type", None) == "regression",
             progress=self.progress,
-            ask=lambda other: self._ask(student, other),
+            ask=self._ask,
             model=self.model,
         )
 
-    def _answer(self, called: nn.Module, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> ModelOutput:
-        """What `model` answers, with all that objectives read. called: the model, or what wraps it."""
+    def _answer(self, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> ModelOutput:
+        """What `model` answers, with all that objectives read."""
         extra = {f"output_{name}": True for name in ("hidden_states", "attentions") if name in self.reads}
         watch = self.watches.get(id(model))
         if watch is not None:
             watch.start()
-        answered: ModelOutput = called(**inputs, **extra)
+        answered: ModelOutput = model(**inputs, **extra)
         if watch is not None:
             answered["projections"] = watch.take()
         return answered
@@ -168,11 +175,14 @@ class Engine(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The weighted sum of the objectives and penalties. Raises LSM-905 when it is NaN or infinite."""
+        """The weighted sum of the objectives and penalties, times the share that the batch has of its step's rows.
+
+        num_items_in_batch: rows of the step, see `_get_num_items_in_batch`.
+        Raises LSM-905 in all processes when it is NaN or infinite in one.
+        """
         for one in self.acting:
             one.before(self, inputs)
-        self.seen += len(inputs["input_ids"])
-        answers = self._ask(model, inputs)
+        answers = self._ask(inputs)
         values = {
             name: at(one.weight, self.progress) * one.value(answers, self.beside[name])
             for name, one in self.objectives.items()
@@ -181,21 +191,46 @@ class Engine(Trainer):
             penalty = one.penalty()
             if penalty is not None:
                 values[f"{number + 1}. penalty of while"] = penalty
-        total = torch.stack(list(values.values())).sum()
-        if not torch.isfinite(total):
+        rows = len(inputs["input_ids"])
+        total = torch.stack(list(values.values())).sum() * (rows / (num_items_in_batch or rows))
+        everywhere = processes.summed(total.detach())
+        if not torch.isfinite(everywhere):
             self._refuse(next((name for name, value in values.items() if not torch.isfinite(value)), "summed"))
-        self.loss = total.detach()
+        self.loss = self.loss + everywhere
         return (total, answers.student) if return_outputs else total
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
+        """Rows of a step, in all its batches and processes, over which its loss is a mean. Called before each step."""
+        rows = processes.summed(torch.tensor(sum(len(one["input_ids"]) for one in batch_samples), device=device))
+        self.loss = torch.zeros((), device=device)
+        self.seen += int(rows)
+        return rows
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Trainer's, after which the gradients of a whole step are those of all processes."""
+        loss: Tensor = super().training_step(*args, **kwargs)
+        if self.accelerator.sync_gradients:
+            processes.share_gradients(one for group in self.optimizer.param_groups for one in group["params"])
+        return loss
+
+    def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
+        """The model in a shell, so that Trainer does not share gradients in its way; see `lissom.train.processes`."""
+        return nn.ModuleList([self.model])
 
     def _refuse(self, name: str) -> None:
         step = self.state.global_step + 1
-        kept = f"in {self.args.output_dir}" if self.good.step else "as they were before"
+        kept = f"in {self.args.output_dir}" if self.good else "as they were before"
         raise LissomError(
             905,
             f"the {name} loss is NaN or infinite at step {step} of {self.state.max_steps}",
             place="tune",
-            remedy=f"The weights of step {self.good.step} are put back and kept {kept}. Use a smaller learning_rate.",
+            remedy=f"The weights of step {self.good} are put back and kept {kept}. Use a smaller learning_rate.",
         )
+
+    def put_back(self) -> None:
+        """Give the student the weights of the last checkpoint, or those that it had before."""
+        path = Path(str(self.args.output_dir)) / f"checkpoint-{self.good}" / "model.safetensors"
+        checkpoint.fill(self.model, read_safetensors(path) if self.good else self.before)
 
     def compute_loss_context_manager(self) -> contextlib.ExitStack:
         """bf16 autocast where it is faster. Trainer's own bf16 would leave a wrapped `forward` on the model."""
@@ -229,42 +264,86 @@ class Engine(Trainer):
         """The validation score, once; the weights are kept when it is the best so far, the first of equals."""
         if self.validate is None:
             return {}
-        with self.compute_loss_context_manager():
-            score = self.validate(self.model)
-        settled = all(one.settled for one in self.acting)
-        if settled and (self.best is None or score > self.best.score):
-            self.best = Kept(self.state.global_step, checkpoint.copied(self.model), score)
+        processes.share_buffers(self.model)
+        score = math.nan
+        if processes.first():
+            with self.compute_loss_context_manager():
+                score = self.validate(self.model)
+        score = processes.told(score, self.args.device)
+        if all(one.settled for one in self.acting):
+            better = math.isfinite(score) and (self.best is None or score > self.best.score)
+            self.stale = 0 if better else self.stale + 1
+            if better:
+                self.best = Kept(self.state.global_step, checkpoint.copied(self.model), score)
+            if self._patient_enough():
+                self.control.should_training_stop = True
         return {"eval_score": score}
 
+    def _patient_enough(self) -> bool:
+        """Whether there was no better score for so long that training ends here."""
+        return self.patience is not None and self.stale >= self.patience
+
+    def stopped(self, folder: Path) -> bool:
+        """Whether the run ended by `patience` at this checkpoint; then it is loaded, as Trainer would train on."""
+        self.stale = read_json(folder / "best.json")["stale"]
+        if not self._patient_enough():
+            return False
+        self._load_from_checkpoint(str(folder))
+        self.state = TrainerState.load_from_json(str(folder / "trainer_state.json"))
+        self.move(self.state.global_step / self.state.max_steps)
+        return True
+
+    @property
+    def rows_per_step(self) -> float:
+        """Rows whose mean the loss of a step is; an average where batches have a budget of tokens."""
+        if isinstance(self.sampler, GroupedByLength):
+            return self.get_total_train_batch_size(self.args)
+        batches = self.args.world_size * self.args.gradient_accumulation_steps
+        return batches * len(self.sampler.lengths) / len(self.sampler)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Trainer's, or one whose batches have a budget of tokens; each process gets its share of the batches."""
+        if isinstance(self.sampler, GroupedByLength):
+            return super().get_train_dataloader()
+        loader: DataLoader[Any] = DataLoader(
+            self.train_dataset,
+            batch_sampler=self.sampler,
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        return cast("DataLoader[Any]", self.accelerator.prepare(loader))
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        return GroupedByLength(self.lengths, self.args.train_batch_size, self.args.seed)
+        return cast("Sampler[int]", self.sampler)
 
     # checkpoints: Trainer decides what is written when, every file is written and read here
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        processes.share_buffers(self.model)
         if self.args.should_save:
             shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        processes.wait()
         super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
+        processes.wait()
         if self.args.should_save:
             checkpoint.seal(folder)
             checkpoint.keep(folder.parent, 2)
-        self.good = Kept(self.state.global_step, checkpoint.copied(self.model))
+        self.good, self.before = self.state.global_step, {}
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if not self.args.should_save:
             return
         folder = Path(str(output_dir or self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
         checkpoint.write(folder / "model.safetensors", checkpoint.weights(self.model))
         checkpoint.write(folder / "beside.safetensors", checkpoint.weights(self.beside))
         acting = {f"{i}.{name}": one for i, it in enumerate(self.acting) for name, one in it.state().items()}
         checkpoint.write(folder / "acting.safetensors", acting)
-        if self.best is not None:
-            if self.best.step != self.state.global_step:
-                checkpoint.write(folder / "best.safetensors", self.best.tensors)
-            write_json(folder / "best.json", {"step": self.best.step, "score": self.best.score})
+        if self.best is not None and self.best.step != self.state.global_step:
+            checkpoint.write(folder / "best.safetensors", self.best.tensors)
+        step, score = (self.best.step, self.best.score) if self.best else (None, None)
+        write_json(folder / "best.json", {"step": step, "score": score, "stale": self.stale})
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
@@ -274,12 +353,12 @@ class Engine(Trainer):
         for i, it in enumerate(self.acting):
             own = {name.partition(".")[2]: one for name, one in acting.items() if name.startswith(f"{i}.")}
             it.load(own)
-        self.good = Kept(int(folder.name.rpartition("-")[2]), checkpoint.copied(self.model))
-        if (folder / "best.json").exists():
-            best = read_json(folder / "best.json")
-            last = best["step"] == self.good.step
-            tensors = self.good.tensors if last else read_safetensors(folder / "best.safetensors")
-            self.best = Kept(best["step"], tensors, best["score"])
+        self.good, self.before = checkpoint.step(folder), {}
+        best = read_json(folder / "best.json")
+        self.stale = best["stale"]
+        if best["step"] is not None:
+            path = folder / ("model" if best["step"] == self.good else "best")
+            self.best = Kept(best["step"], read_safetensors(path.with_suffix(".safetensors")), best["score"])
 
     def _load_best_model(self) -> None:
         if self.best is not None:
@@ -308,37 +387,3 @@ class Engine(Trainer):
 
     def _load_scaler(self, checkpoint_: str | None) -> None:
         """Nothing: see `_save_scaler`."""
-
-
-class _Pace(TrainerCallback):
-    """Reports each step, and says when to validate and to write a checkpoint."""
-
-    def __init__(self, engine: Engine, report: Callable[[str, float], None], save_seconds: float) -> None:
-        self.engine, self.report, self.save_seconds = engine, report, save_seconds
-        self.saved = time.monotonic()
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
-        self.engine.move(state.global_step / state.max_steps)
-
-    def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        self.engine.beside.zero_grad()  # Trainer clears the gradients of the model only
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
-        self.engine.move(state.global_step / state.max_steps)
-        epochs = math.ceil(state.num_train_epochs)
-        epoch = min(math.ceil(state.epoch or 0.0), epochs)
-        said = f"epoch {epoch} of {epochs}, loss {float(self.engine.loss):.3g}"
-        self.report(said, state.global_step / state.max_steps)
-        control.should_save = time.monotonic() - self.saved >= self.save_seconds
-        return control
-
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
-        control.should_evaluate, control.should_save = self.engine.validate is not None, True
-        return control
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.saved = time.monotonic()

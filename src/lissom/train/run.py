@@ -7,18 +7,17 @@ import copy
 import dataclasses
 import hashlib
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainingArguments
+from transformers import TrainingArguments, set_seed
 
 from lissom.edits import Editor
 from lissom.errors import LissomError
-from lissom.train import checkpoint
+from lissom.train import checkpoint, processes
 from lissom.train.answers import answers, one_answer_a_row
 from lissom.train.engine import Engine
 
@@ -30,17 +29,21 @@ if TYPE_CHECKING:
     from lissom.train.objectives import Objective
 
 _HALF = (torch.float16, torch.bfloat16)
+_A_DAY = 86_400  # seconds that processes wait for the first one to ask the teachers, or to validate
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trained:
     """What a run did. steps: of the optimizer, in all; resumed: the step at which this process took over.
 
+    rows_per_step: of all processes and accumulated batches, on average over an epoch.
     score: on validation, higher is better; best_step: whose weights the model has. None without validation.
+    rows_per_second: that were trained on, with the time for validation and checkpoints; 0 when nothing was left to do.
     """
 
     steps: int
     resumed: int
+    rows_per_step: float
     best_step: int | None
     score: float | None
     rows_per_second: float
@@ -60,6 +63,9 @@ def train(
     max_steps: int | None = None,
     learning_rate: float = 5e-5,
     batch_size: int = 32,
+    batch_tokens: int | None = None,
+    accumulate: int = 1,
+    patience: int | None = None,
     warmup: float = 0.1,
     weight_decay: float = 0.01,
     seed: int = 0,
@@ -77,10 +83,15 @@ def train(
     tokenizer: needed by objectives that make texts or hide tokens.
     validate: gives a score, higher is better, at the end of each epoch; the model ends with the weights of the best of
         those epochs in which everything in `during` had its final strength.
+    batch_size: rows in a batch.  batch_tokens: rows of about one length up to so many tokens instead, with padding.
+    accumulate: batches a step; its loss is the mean over all their rows, and over those of all processes.
+    patience: stop after so many epochs in a row without a better score, of those epochs in which everything in
+        `during` had its final strength.
     warmup: share of the steps in which the learning rate rises, before it falls linearly to zero.
     work: checkpoints go into a folder in it that is named by everything that decides the result, so that the same call
         continues where it was interrupted and another one starts anew. The two newest are kept.
-    On one CPU the same call gives the same bytes, interrupted or not.
+    On one CPU the same call gives the same bytes, interrupted or not. Where `torchrun` started several processes, all
+    of them have to make the same call; they train together, and all end with the same weights.
     Raises LissomError LSM-827 without rows, LSM-905 when the loss is NaN or infinite: the model then has the weights of
     the last checkpoint, or those with which it came.
     """
@@ -95,32 +106,37 @@ def train(
         "max_steps": max_steps or -1,
         "learning_rate": learning_rate,
         "per_device_train_batch_size": batch_size,
+        "gradient_accumulation_steps": accumulate,
         "warmup_steps": warmup,
         "weight_decay": weight_decay,
         "seed": seed,
         "use_cpu": device == "cpu",
     }
+    arguments = _arguments(work, schedule)  # several processes know of each other from here on
     learn = {name: [type(one).__name__, dataclasses.asdict(one)] for name, one in objectives.items()}
     acts = [[type(one).__name__, dataclasses.asdict(one)] for one in during]
     lengths, contents = _read(rows)
-    folder = work / f"tune-{_key([schedule, learn, acts, contents, torch.__version__], model, *teachers)}"
+    plan = [schedule, batch_tokens, patience, processes.count(), learn, acts, contents, torch.__version__]
+    arguments.output_dir = str(work / f"tune-{_key(plan, model, *teachers)}")
     bf16 = bf16_is_faster(device)
     editor = Editor(model)
     with _untouched(model, teachers, eager=any("attentions" in one.reads for one in objectives.values())):
         stored: list[Tensor] = []
         if teachers and _only_logits(objectives, during) and all(map(one_answer_a_row, teachers)):
             names = [f"answers-{_key([contents, bf16, torch.__version__], one)}.safetensors" for one in teachers]
-            stored = [
-                answers(nn.Module.to(one, device), rows, work / name, pad_id=pad_id, bf16=bf16)
-                for one, name in zip(teachers, names, strict=True)
-            ]
+            with arguments.main_process_first(local=False):  # the others read what it wrote
+                stored = [
+                    answers(nn.Module.to(one, arguments.device), rows, work / name, pad_id=pad_id, bf16=bf16)
+                    for one, name in zip(teachers, names, strict=True)
+                ]
+        set_seed(seed)
         acting: list[Acting] = []
         try:
             for one in during:
                 acting.append(one.begin(editor, teachers[0] if teachers else None))
             engine = Engine(
                 model,
-                _arguments(folder, schedule),
+                arguments,
                 rows,
                 lengths,
                 objectives,
@@ -129,6 +145,8 @@ def train(
                 acting=acting,
                 tokenizer=tokenizer,
                 validate=validate,
+                patience=patience,
+                batch_tokens=batch_tokens,
                 pad_id=pad_id,
                 next_token=model.can_generate() and not model.config.is_encoder_decoder,
                 bf16=bf16,
@@ -136,7 +154,7 @@ def train(
                 save_seconds=save_seconds,
             )
             with engine.watching:
-                done = _finish(engine, folder)
+                done = _finish(engine)
         finally:
             for it in acting:
                 it.remove()
@@ -153,25 +171,31 @@ def _only_logits(objectives: Mapping[str, Objective], during: Sequence[During]) 
     return asked and not live
 
 
-def _finish(engine: Engine, folder: Path) -> Trained:
-    """Train to the end from the newest checkpoint in `folder`."""
-    last = checkpoint.newest(folder)
-    begun = time.perf_counter()
+def _finish(engine: Engine) -> Trained:
+    """Train to the end from the newest checkpoint of this run, if there is one."""
+    folder = Path(str(engine.args.output_dir))
+    found = checkpoint.newest(folder) if processes.first() else None
+    resumed = int(processes.told(checkpoint.step(found) if found else 0, engine.args.device))
+    last = folder / f"checkpoint-{resumed}" if resumed else None
     try:
-        engine.train(resume_from_checkpoint=str(last) if last else None)
+        if last is None or not engine.stopped(last):
+            engine.train(resume_from_checkpoint=str(last) if last else None)
     except LissomError:
-        checkpoint.fill(engine.model, engine.good.tensors)
+        engine.put_back()
         raise
-    resumed = int(last.name.rpartition("-")[2]) if last else 0
+    rows_per_second = engine.pace.rows_per_second
     engine._load_best_model()
+    processes.share_buffers(engine.model)
     for one in engine.acting:
         one.bake()
+    processes.wait()  # nobody reads the checkpoints any more
     return Trained(
         steps=engine.state.global_step,
         resumed=resumed,
+        rows_per_step=engine.rows_per_step,
         best_step=engine.best.step if engine.best else None,
         score=engine.best.score if engine.best else None,
-        rows_per_second=engine.seen / (time.perf_counter() - begun),
+        rows_per_second=rows_per_second,
         bf16=engine.bf16,
     )
 
@@ -189,7 +213,7 @@ def bf16_is_faster(device: str) -> bool:
 
 
 def _arguments(folder: Path, schedule: Mapping[str, Any]) -> TrainingArguments:
-    return TrainingArguments(
+    made = TrainingArguments(
         output_dir=str(folder),
         **schedule,
         save_strategy="no",  # the engine says when, by epoch and by time
@@ -200,7 +224,10 @@ def _arguments(folder: Path, schedule: Mapping[str, Any]) -> TrainingArguments:
         dataloader_pin_memory=not schedule["use_cpu"],
         disable_tqdm=True,
         report_to="none",
+        ddp_timeout=_A_DAY,
     )
+    made._n_gpu = min(made.n_gpu, 1)  # one device a process: Trainer would spread a batch over all that it sees
+    return made
 
 
 @contextlib.contextmanager
