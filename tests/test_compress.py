@@ -11,6 +11,7 @@ from lissom.plan import plan
 from lissom.recipe import Recipe
 from lissom.store import save
 from tests import tiny
+from tests.train.tiny_rows import tokenizer as words
 
 HEAD = "AutoModelForSequenceClassification"
 
@@ -69,3 +70,64 @@ def test_running_text_is_refused_before_any_work_by_models_that_do_not_go_on_wit
             report=lambda what, done: told.append(what),
         )
     assert not told
+
+
+# teachers other than the original
+
+DATA = {"train": tiny.labelled_texts(40), "test": tiny.labelled_texts(20, seed=1)}
+TUNE = "tune: {max_steps: 2, batch_size: 8}"
+
+
+def distil(teacher: object, student: object = None, steps: str = TUNE, **changes: object):
+    torch.set_num_threads(1)
+    student = student or tiny.model("bert", HEAD, num_hidden_layers=2)
+    return lissom.compress(student, recipe(steps), data=DATA, tokenizer=tiny.tokenizer(), teacher=teacher, **changes)
+
+
+def test_a_teacher_is_learnt_from_and_compared_with(tmp_path: Path) -> None:
+    large = tiny.model("bert", HEAD, seed=1, hidden_size=64)
+    folder = save(large, tmp_path / "large", tokenizer=tiny.tokenizer())
+    done = distil(folder, steps="tune: {max_steps: 3, batch_size: 8, learn: {logits: {}, hidden: {}}}", keep=0.0)
+    assert [row.subject for row in done.rows] == [done.reference, "compressed"] == ["teacher", "compressed"]
+    counted = sum(one.numel() for one in large.parameters())
+    assert done.rows[0].reading("parameters").value == counted
+    assert done.met
+    other = distil(tiny.model("bert", HEAD, seed=2), steps="tune: {max_steps: 3, batch_size: 8, learn: {logits: {}}}")
+    alone = distil(None, steps="tune: {max_steps: 3, batch_size: 8, learn: {logits: {}}}")
+    assert alone.reference == "original"
+    weights = [torch.cat([one.flatten() for one in made.model.parameters()]) for made in (other, alone)]
+    assert not torch.equal(*weights)
+    done.save(tmp_path / "out")
+    assert "teacher" in (tmp_path / "out" / "README.md").read_text()
+    done.report(tmp_path / "page.html")
+
+
+def test_several_teachers_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    teachers = [tiny.model("bert", HEAD, seed=seed) for seed in (1, 2)]
+    for number, one in enumerate(teachers):
+        one.register_forward_hook(lambda module, args, output, number=number: asked.append(number))
+    distil(teachers, steps="tune: {max_steps: 2, batch_size: 8, learn: {logits: {teachers: confidence}}}")
+    assert set(asked) == {0, 1}
+
+
+def test_teachers_that_read_or_answer_otherwise_are_refused(tmp_path: Path) -> None:
+    folder = save(tiny.model("bert", HEAD, seed=1), tmp_path / "other", tokenizer=words())
+    named = {"id2label": {0: "a", 1: "b", 2: "c"}}
+    mixed = {"id2label": {0: "b", 1: "a", 2: "c"}}
+    masked = tiny.model("bert", "AutoModelForMaskedLM")
+    cases = (
+        (
+            folder,
+            None,
+            f"LSM-319 {folder}: the teacher reads other tokens than the model: 98 of 99 differ or are missing.",
+        ),
+        (tiny.model("bert", HEAD, vocab_size=50), None, "LSM-319 teacher: the teacher knows 50 tokens, the tokenizer"),
+        (tiny.model("bert", HEAD, num_labels=4), None, "the teacher answers LABEL_0, LABEL_1, LABEL_2, LABEL_3, the"),
+        (tiny.model("bert", HEAD, **mixed), tiny.model("bert", HEAD, **named), "answers b, a, c, the model a, b, c."),
+        (masked, None, "LSM-826 data: BertForMaskedLM has no head for classification."),
+    )
+    for teacher, student, message in cases:
+        with pytest.raises(LissomError) as caught:
+            distil(teacher, student)
+        assert message in str(caught.value)

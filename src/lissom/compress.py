@@ -24,11 +24,14 @@ from lissom.runtime import TorchRunner
 from lissom.store import load, load_tokenizer, save
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lissom.export import Artifact
 
-ORIGINAL, COMPRESSED = "original", "compressed"
+    Teacher = str | Path | PreTrainedModel
+
+ORIGINAL, TEACHER, COMPRESSED = "original", "teacher", "compressed"
 _MEASURED = 0.1  # share of the progress bar that measuring takes
 
 
@@ -36,7 +39,8 @@ _MEASURED = 0.1  # share of the progress bar that measuring takes
 class Result:
     """What `compress` gives back.
 
-    rows: readings of "original" and "compressed", both in torch, on `split`; empty without data.
+    rows: readings of `reference` and "compressed", both in torch, on `split`; empty without data.
+    reference: what the result is compared with: "original", or "teacher", the first one, where teachers were given.
     verdicts: of the gate; empty when no gate was set.  steps: what each step of the recipe did.
     base: where the original came from, "" for a model object.
     """
@@ -49,6 +53,7 @@ class Result:
     verdicts: tuple[gate.Verdict, ...]
     base: str
     seconds: float
+    reference: str = ORIGINAL
 
     @property
     def met(self) -> bool:
@@ -76,7 +81,7 @@ class Result:
             base=None if not self.base or Path(self.base).exists() else self.base,  # local paths are nobody's business
             recipe=self.recipe.as_dict(),
             rows=rows,
-            card=markdown(rows, ORIGINAL) if rows else None,
+            card=markdown(rows, self.reference) if rows else None,
             force=force,
         )
 
@@ -96,7 +101,7 @@ class Result:
         report(
             [row.as_dict() for row in self.rows],
             path,
-            reference=ORIGINAL,
+            reference=self.reference,
             steps=self.steps,
             gate={"text": told, "met": self.met} if told else None,
         )
@@ -109,6 +114,7 @@ def compress(
     data: Any = None,
     columns: Mapping[str, str] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    teacher: Teacher | Sequence[Teacher] | None = None,
     keep: float | None = None,
     split: str = "",
     seed: int = 0,
@@ -117,11 +123,13 @@ def compress(
     work: Path | None = None,
     report: Callable[[str, float], None] = lambda phrase, fraction: None,
 ) -> Result:
-    """Compress `model` by `recipe`, and measure the result against the original.
+    """Compress `model` by `recipe`, and measure the result against the original, or the teacher if one is given.
 
     model: a folder, a hub id, or a model object, which stays as it is.  recipe: a YAML file, a packaged name, a Recipe.
     data: what `load_data` takes, or Data.  columns: as `load_data` takes them, for names that are not the usual ones.
-    keep: the share of the original's quality that must be left, as a gate.
+    teacher: a folder, a hub id or a model object to learn from instead of the original, or several; the first one is
+        what the result is compared with. Each must read the tokens of `model` and give its labels.
+    keep: the share of that quality that must be left, as a gate.
     split: that quality is measured on; "" takes test where it has labels, else validation.
     device: None means where a model object is, and the CPU for what is loaded here.
     max_length: tokens a text is cut at, lowered to what the model reads.
@@ -130,8 +138,8 @@ def compress(
 
     Half-precision weights are worked on, and saved, in float32, which is also how CPUs run them fastest.
     The gate is judged in `Result.verdicts`; a gate that is not met raises nothing here.
-    Raises LissomError 3xx before any work when the recipe cannot work on this model with this data, 206 for a gate
-    without data.
+    Raises LissomError 3xx before any work when the recipe cannot work on this model with this data and these teachers,
+    206 for a gate without data, 826 for a teacher without a head for the task.
     """
     began = time.monotonic()
     if keep is not None and data is None:
@@ -139,13 +147,19 @@ def compress(
     wanted = () if keep is None else gate.parse(f"keep>={keep}")
     original, reader, base = _opened(model, tokenizer, device or "cpu", wanted=data is not None)
     plan = recipe if isinstance(recipe, Recipe) else Recipe.read(recipe)
+    found = None if data is None else data_for(original, data, seed, columns)
+    device = device or str(original.device)
+    first, *others = _teachers(teacher, original, reader, found, device) or [original]
+    for one in (original, first, *others):
+        max_length = readable_length(one, reader, max_length)
     given = Given(
-        data=None if data is None else data_for(original, data, seed, columns),
+        data=found,
         tokenizer=reader,
-        teacher=original,
+        teacher=first,
+        teachers=tuple(others),
         seed=seed,
-        device=device or str(original.device),
-        max_length=readable_length(original, reader, max_length),
+        device=device,
+        max_length=max_length,
     )
     plan.check(dissect(original), given)
     student = copy.deepcopy(in_float32(original))
@@ -156,8 +170,10 @@ def compress(
         editor = Editor(student)
         steps = plan.run(editor, told)
     rows: Sequence[Row] = ()
+    reference = ORIGINAL if first is original else TEACHER
     if given.data is not None:
-        rows = _measured(original, editor.model, given, split or measured_split(given.data), report)
+        subjects = {reference: first, COMPRESSED: editor.model}
+        rows = _measured(subjects, given, split or measured_split(given.data), report)
     readings = [one for row in rows if row.subject == COMPRESSED for one in row.as_dict()["readings"]]
     return Result(
         model=editor.model,
@@ -168,6 +184,7 @@ def compress(
         verdicts=gate.evaluate(wanted, readings),
         base=base,
         seconds=time.monotonic() - began,
+        reference=reference,
     )
 
 
@@ -184,6 +201,56 @@ def _opened(
         if wanted or error.code != "LSM-435":
             raise
         return loaded, None, str(model)
+
+
+def _teachers(
+    teacher: Teacher | Sequence[Teacher] | None,
+    student: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    data: Data | None,
+    device: str,
+) -> list[PreTrainedModel]:
+    """What is given as `teacher`, opened. Raises LSM-319 for one that reads or answers otherwise than `student`."""
+    several = teacher if isinstance(teacher, Sequence) and not isinstance(teacher, str) else (teacher,)
+    found = []
+    for one in (one for one in several if one is not None):
+        model, reader, place = _opened(one, None, device, wanted=False)
+        if data is not None:
+            data_for(model, data, 0)
+        _check_alike(student, tokenizer, model, reader, place or TEACHER)
+        found.append(in_float32(model))
+    return found
+
+
+def _check_alike(
+    student: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    teacher: PreTrainedModel,
+    reader: PreTrainedTokenizerBase | None,
+    place: str,
+) -> None:
+    """Raise LSM-319 unless `teacher` knows the tokens of `student` and gives its labels in the same order."""
+    if tokenizer is not None and reader is not None and tokenizer.get_vocab() != reader.get_vocab():
+        tokens, others = tokenizer.get_vocab(), reader.get_vocab()
+        unlike = sum(others.get(token) != number for token, number in tokens.items())
+        cause = f"the teacher reads other tokens than the model: {unlike} of {len(tokens)} differ or are missing"
+        raise LissomError(319, cause, place=place, remedy="Use a teacher with the tokenizer of the model.")
+    known = cast("nn.Embedding", teacher.get_input_embeddings()).num_embeddings
+    if tokenizer is not None and known < len(tokenizer):
+        cause = f"the teacher knows {known} tokens, the tokenizer of the model has {len(tokenizer)}"
+        raise LissomError(319, cause, place=place, remedy="Use a teacher with the tokenizer of the model.")
+    ours, theirs = _labels(student), _labels(teacher)
+    usual = any(name.startswith("LABEL_") for name in (*ours, *theirs))  # nobody named them
+    if len(ours) != len(theirs) or (ours != theirs and not usual):
+        cause = f"the teacher answers {', '.join(theirs) or 'nothing'}, the model {', '.join(ours) or 'nothing'}"
+        raise LissomError(319, cause, place=place, remedy="Use a teacher with the labels of the model, in its order.")
+
+
+def _labels(model: PreTrainedModel) -> tuple[str, ...]:
+    """Names of the classes in the order of the answers; empty for a model without classes."""
+    if "Classification" not in type(model).__name__:
+        return ()
+    return tuple(str(name) for _, name in sorted((model.config.id2label or {}).items()))
 
 
 def in_float32(model: PreTrainedModel) -> PreTrainedModel:
@@ -205,9 +272,8 @@ def data_for(model: PreTrainedModel, data: Any, seed: int, columns: Mapping[str,
     Raises LissomError 826 when the model has no head for the task or another number of classes, and what `load_data`
     raises.
     """
-    labels = tuple(str(name) for _, name in sorted((model.config.id2label or {}).items()))
     kind = type(model).__name__
-    named = labels if "Classification" in kind else None
+    named = _labels(model) or None
     found = data if isinstance(data, Data) else load_data(data, columns=columns, model_labels=named)
     if "train" in found.splits or list(found.splits) == ["all"]:
         found = found.with_validation(seed)
@@ -235,26 +301,28 @@ def measured_split(data: Data) -> str:
 
 
 def _measured(
-    original: PreTrainedModel,
-    compressed: PreTrainedModel,
+    subjects: Mapping[str, PreTrainedModel],
     given: Given,
     split: str,
     report: Callable[[str, float], None],
 ) -> list[Row]:
-    """Quality, loyalty and counts; speed is measured in the form that runs, by `lissom measure`."""
+    """Quality, loyalty and counts; speed is measured in the form that runs, by `lissom measure`.
+
+    The first subject is what the others are compared with.
+    """
     data = cast(Data, given.data)
     runners = {
         name: TorchRunner(one, given.tokenizer, device=given.device, max_length=given.max_length)
-        for name, one in ((ORIGINAL, original), (COMPRESSED, compressed))
+        for name, one in subjects.items()
     }
     told = lambda what, done: report(what, 1 - _MEASURED * (1 - done))  # noqa: E731  named for what it is
-    zeros = ("sparsity",) if (sparsity(compressed).value or 0.0) >= SPARSE else ()
+    zeros = ("sparsity",) if (sparsity(subjects[COMPRESSED]).value or 0.0) >= SPARSE else ()
     alike = () if data.task.kind in UNCOMPARED else ("label_loyalty", "probability_loyalty")
     return measure(
         runners,
         data,
         split=split,
-        reference=ORIGINAL,
+        reference=next(iter(subjects)),
         metrics=(data.task.metric, "keep", *alike, "size_mb", "parameters", *zeros, "flops"),
         seed=given.seed,
         report=told,

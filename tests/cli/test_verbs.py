@@ -157,6 +157,20 @@ def test_a_missed_gate_is_exit_5_with_the_rows(capsys, place):
     assert (place / "missed" / "lissom.json").exists()
 
 
+def test_compress_learns_from_teachers_that_are_named(capsys, place):
+    labels = {"num_labels": 2, "id2label": {0: "sport", 1: "business"}}
+    large = tiny.model("bert", "AutoModelForSequenceClassification", 1, hidden_size=64, **labels)
+    save(large, place / "large", tokenizer=tokenizer())
+    arguments = [*recipe_and_data(place), "--teacher", place / "large", "--teacher", place / "model", "--threads", 1]
+    code, document, _ = call(capsys, "compress", place / "model", *arguments, "--out", place / "taught")
+    assert code == 0
+    assert [row["subject"] for row in document["rows"]] == ["teacher", "compressed"]
+    code, text, _ = said(capsys, "compress", place / "model", *arguments, "--out", place / "taught", "--force")
+    assert "teacher" in text
+    code, document, _ = call(capsys, "compress", place / "model", *arguments, "--out", place / "large", "--force")
+    assert (code, document["code"]) == (2, "LSM-203")
+
+
 def test_check_holds_the_stored_readings_against_a_gate(capsys, compressed):
     out = compressed / "out"
     code, document, _ = call(capsys, "check", out, "--gate", "keep>=0,parameters>1")

@@ -16,12 +16,20 @@ from lissom.cli.output import Output
     "compress",
     "lissom compress teacher --recipe demo --data data --out out --keep 0.98",
     "lissom compress teacher --recipe recipe.yaml --data data --out out --force --json",
+    "lissom compress student --teacher teacher --recipe recipe.yaml --data data --out out --force",
 )
 @click.argument("model")
 @options.recipe
 @options.data
 @options.columns
 @options.out("The folder to write.")
+@click.option(
+    "--teacher",
+    "teachers",
+    metavar="MODEL",
+    multiple=True,
+    help="Learn from this model instead of the original, and compare with it. May be given several times.",
+)
 @click.option("--keep", type=click.FloatRange(0), help="Share of the original's quality that must be kept.")
 @click.option("--report", "page", metavar="FILE", help="Also write a report, as HTML.")
 @options.force
@@ -37,6 +45,7 @@ def command(
     data: str | None,
     columns: dict[str, str],
     out: str,
+    teachers: tuple[str, ...],
     keep: float | None,
     page: str | None,
     force: bool,
@@ -56,12 +65,13 @@ def command(
 
     read = Recipe.read(recipe)
     options.check_file(page)
-    with options.working_folder(out, force, reads=(model, data)) as work, say.progress("compress") as report:
+    with options.working_folder(out, force, reads=(model, data, *teachers)) as work, say.progress("compress") as report:
         done = compress(
             model,
             read,
             data=data,
             columns=columns,
+            teacher=teachers,
             keep=keep,
             seed=seed,
             device=options.prepared(device, threads),
