@@ -53,6 +53,8 @@ class StackRecord:
     repeats: the blocks are run again and again until depth_key is reached.
     first_only: a module of the first block that the whole stack depends on, with the attribute that says who has it.
     depth_scaled: config switch under which a layer's arithmetic depends on its number.
+    gives: what a block gives after the hidden states, by the argument in which the next block takes it, "" for what no
+        block takes; None where it gives the states alone and no tuple.
     ffn: alternatives; the first whose parts all exist is taken.
     ffn_width: attributes, relative to the block, that hold the number of neurons.
     """
@@ -67,6 +69,7 @@ class StackRecord:
     repeats: bool = False
     first_only: tuple[str, str] | None = None
     depth_scaled: str = ""
+    gives: tuple[str, ...] | None = None
     ffn_width: tuple[str, ...] = ()
 
 
@@ -180,6 +183,7 @@ _MPNET = Family(
                 tied=True,
             ),
             ffn=(_BERT_FFN,),
+            gives=(),
         ),
     ),
     ignored=(_HEAD_BIAS,),
@@ -204,6 +208,7 @@ _DEBERTA = Family(
                 extra=("pos_key_proj", "pos_query_proj"),
             ),
             ffn=(_BERT_FFN,),
+            gives=("",),
         ),
     ),
     ignored=(("rel_embeddings", "read as a whole, not looked up"),),
@@ -253,6 +258,7 @@ def _t5_stack(name: str, ffn_at: int, *, cross: AttentionRecord | None, depth_ke
         depth_key=depth_key,
         own_depth_key="num_layers",
         first_only=(bias, "has_relative_attention_bias"),
+        gives=("position_bias", "encoder_decoder_position_bias"),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from lissom.edits.depth import KeepLayers, ShareLayers, check_depth
+from lissom.edits.depth import KeepLayers, ShareLayers, check_depth, chosen
 from lissom.edits.edit import EDIT_MISFIT, Edit, Record
 from lissom.edits.editor import Editor
 from lissom.edits.linear import Factorize, Pack
@@ -53,5 +53,6 @@ __all__ = [
     "Record",
     "ShareLayers",
     "check_depth",
+    "chosen",
     "edit_from_json",
 ]

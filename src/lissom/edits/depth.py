@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from torch import nn
 
@@ -47,6 +47,15 @@ class KeepLayers(Edit):
         own = getattr(owner, "config", model.config)
         if record.own_depth_key and own is not model.config:
             _set_depth(own, record.own_depth_key, self.keep)
+
+
+def chosen(by: Literal["first", "last", "every-other"], count: int, layers: int) -> tuple[int, ...]:
+    """The numbers of `count` of `layers` layers, ascending. every-other: at equal distances, the first one among them."""
+    return {
+        "first": tuple(range(count)),
+        "last": tuple(range(layers - count, layers)),
+        "every-other": tuple(i * layers // count for i in range(count)),
+    }[by]
 
 
 def _set_depth(config: Any, key: str, keep: tuple[int, ...]) -> None:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from lissom.data.batches import Row
     from lissom.train.during import Acting
+    from lissom.train.objectives.base import Embed
 
 
 @dataclasses.dataclass
@@ -51,7 +52,7 @@ class Engine(Trainer):
     rows, lengths: encoded rows and how many tokens each has.
     teachers: asked once a batch for all objectives; they are no part of the student and are never saved. Where nothing
         but their logits is wanted, `stored` has them for all rows: (rows, classes) a teacher.
-    acting: what acts on the student meanwhile, already put into it.
+    acting: what acts on the student meanwhile, already put into it.  held: rows kept back for it, see `During.held`.
     validate: scores the student at the end of each epoch; higher is better. The best weights are kept in memory.
     patience: training stops after so many epochs in a row without a better score.
     batch_tokens: tokens in a batch, with their padding; None: a fixed number of rows.
@@ -76,6 +77,7 @@ class Engine(Trainer):
         teachers: Sequence[PreTrainedModel],
         stored: Sequence[Tensor] = (),
         acting: Sequence[Acting] = (),
+        held: Any = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         validate: Callable[[PreTrainedModel], float] | None,
         patience: int | None = None,
@@ -87,7 +89,7 @@ class Engine(Trainer):
         save_seconds: float,
     ) -> None:
         self.objectives, self.teachers, self.validate = dict(objectives), tuple(teachers), validate
-        self.stored, self.acting, self.tokenizer = tuple(stored), tuple(acting), tokenizer
+        self.stored, self.acting, self.held, self.tokenizer = tuple(stored), tuple(acting), held, tokenizer
         self.patience, self.next_token, self.bf16 = patience, next_token, bf16
         self.reads = frozenset[str]().union(*(one.reads for one in self.objectives.values()))
         self.progress = 0.0
@@ -131,20 +133,26 @@ class Engine(Trainer):
     # what is learnt
 
     def _ask(self, inputs: Mapping[str, Tensor]) -> Answers:
-        """Student and teachers, each asked once."""
+        """Student and teachers, each asked once about a batch of the rows."""
         inputs = dict(inputs)
         rows = inputs.pop("row", None)
         for objective in self.objectives.values():
             inputs = dict(objective.prepare(inputs, self.tokenizer))
+        return self._both(inputs, rows=rows)
+
+    def _both(
+        self, inputs: Mapping[str, Tensor], embed: Embed | None = None, *, rows: Tensor | None = None
+    ) -> Answers:
+        """Student and teachers, each asked once. rows: numbers of the rows, where the teachers' answers are stored."""
         texts = {name: one for name, one in inputs.items() if name not in LABELS}
         labelled = inputs if any(one.labels for one in self.objectives.values()) else texts
-        answered = self._answer(self.model, labelled)
+        answered = self._answer(self.model, labelled, embed)
         taught: list[ModelOutput] = []
         if rows is not None:
             taught = [SequenceClassifierOutput(logits=one[rows.cpu()].to(rows.device)) for one in self.stored]
         elif any(one.teacher for one in self.objectives.values()):
             with torch.no_grad():  # not inference_mode: its tensors cannot be kept for the student's backward pass
-                taught = [self._answer(one, texts) for one in self.teachers]
+                taught = [self._answer(one, texts, embed) for one in self.teachers]
         return Answers(
             inputs=inputs,
             student=answered,
@@ -153,12 +161,15 @@ class Engine(Trainer):
             next_token=self.next_token,
             regression=getattr(self.model.config, "problem_type", None) == "regression",
             progress=self.progress,
-            ask=self._ask,
+            ask=self._both,
             model=self.model,
         )
 
-    def _answer(self, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> ModelOutput:
+    def _answer(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], embed: Embed | None) -> ModelOutput:
         """What `model` answers, with all that objectives read."""
+        if embed is not None:
+            words = {"inputs_embeds": embed(model)}
+            inputs = words | {name: one for name, one in inputs.items() if name != "input_ids"}
         extra = {f"output_{name}": True for name in ("hidden_states", "attentions") if name in self.reads}
         watch = self.watches.get(id(model))
         if watch is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 _Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -38,3 +38,13 @@ class Ramp:
 def at(value: float | Ramp, progress: float) -> float:
     """`value` when the share `progress` of the run is done; a plain number stays what it is."""
     return value.at(progress) if isinstance(value, Ramp) else value
+
+
+def _shares(ramp: Ramp) -> Ramp:
+    if not (0 <= ramp.start <= 1 and 0 <= ramp.end <= 1):
+        raise ValueError("start and end of a probability lie between 0 and 1")
+    return ramp
+
+
+Probability = _Share | Annotated[Ramp, AfterValidator(_shares)]
+"""The type of an option: a probability, or a ramp of it."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainingArguments, set_seed
+from transformers import PreTrainedConfig, TrainingArguments, set_seed
 
 from lissom.edits import Editor
 from lissom.errors import LissomError
@@ -117,6 +117,10 @@ def train(
     acts = [[type(one).__name__, dataclasses.asdict(one)] for one in during]
     lengths, contents = _read(rows)
     plan = [schedule, batch_tokens, patience, processes.count(), learn, acts, contents, torch.__version__]
+    held: datasets.Dataset | None = None
+    if share := max((one.held for one in during), default=0.0):
+        rows, held = _held_back(rows, share, seed)
+        lengths, contents = _read(rows)
     arguments.output_dir = str(work / f"tune-{_key(plan, model, *teachers)}")
     bf16 = bf16_is_faster(device)
     editor = Editor(model)
@@ -134,6 +138,8 @@ def train(
         try:
             for one in during:
                 acting.append(one.begin(editor, teachers[0] if teachers else None))
+                if acting[-1].teacher is not None:
+                    teachers = [acting[-1].teacher, *teachers[1:]]
             engine = Engine(
                 model,
                 arguments,
@@ -143,6 +149,7 @@ def train(
                 teachers=teachers,
                 stored=stored,
                 acting=acting,
+                held=held,
                 tokenizer=tokenizer,
                 validate=validate,
                 patience=patience,
@@ -234,13 +241,18 @@ def _arguments(folder: Path, schedule: Mapping[str, Any]) -> TrainingArguments:
 def _untouched(model: PreTrainedModel, teachers: Sequence[PreTrainedModel], *, eager: bool) -> Iterator[None]:
     """Put back what training sets beside the weights: random numbers, `use_cache`, the kind of attention, the modes.
 
+    No stack fills a cache of keys and values meanwhile; those of some families have configs of their own.
     eager: attention that also gives its maps, which the faster kinds do not.
     """
     numbers = checkpoint.random_state()
-    cache = vars(model.config).get("use_cache")
     there = "use_cache" in vars(model.config)
+    found = [getattr(module, "config", None) for one in (model, *teachers) for module in one.modules()]
+    configs = {id(one): one for one in found if isinstance(one, PreTrainedConfig)}
+    caches = [(one, one.use_cache) for one in configs.values() if "use_cache" in vars(one)]
     kinds = [(one, one.config._attn_implementation) for one in (model, *teachers)] if eager else []
     try:
+        for config, _ in caches:
+            config.use_cache = False
         for teacher in teachers:
             teacher.eval()  # type: ignore[no-untyped-call]
         for one, _ in kinds:
@@ -250,11 +262,22 @@ def _untouched(model: PreTrainedModel, teachers: Sequence[PreTrainedModel], *, e
         checkpoint.set_random_state(numbers)
         for one, kind in kinds:
             one.set_attn_implementation(kind)
-        model.config.use_cache = cache
+        for config, cache in caches:
+            config.use_cache = cache
         if not there:
-            del model.config.use_cache
+            vars(model.config).pop("use_cache", None)
         vars(model).pop("_is_accelerate_prepared", None)
         model.eval()  # type: ignore[no-untyped-call]
+
+
+def _held_back(rows: datasets.Dataset, share: float, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """The rows to train on, and a random `share` of all, at least one, that is kept from training."""
+    count = max(1, round(share * len(rows)))
+    if count >= len(rows):
+        cause = f"of {len(rows)} rows {count} are held back, and none is left to train on"
+        raise LissomError(827, cause, place="while", remedy="Give more texts.")
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    return rows.select(sorted(order[count:])), rows.select(sorted(order[:count]))
 
 
 def _read(rows: datasets.Dataset) -> tuple[list[int], str]:

@@ -67,12 +67,9 @@ class KeepLayers(Method):
         if isinstance(self.keep, tuple):
             return self.keep
         count = self._count(layers)
-        return {
-            "first": tuple(range(count)),
-            "last": tuple(range(layers - count, layers)),
-            "every-other": tuple(i * layers // count for i in range(count)),
-            "importance": tuple(range(layers)) if count == layers else (),
-        }[self.by]
+        if self.by == "importance":
+            return tuple(range(layers)) if count == layers else ()
+        return edits.chosen(self.by, count, layers)
 
     def _count(self, layers: int) -> int:
         """How many of `layers` stay."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from lissom.train.during.base import Acting, During
+from lissom.train.during.layer_drop import LayerDrop
 
 __all__ = ["DURING", "Acting", "During"]
 
-DURING: dict[str, type[During]] = {}
+DURING: dict[str, type[During]] = {
+    "layer_drop": LayerDrop,
+}

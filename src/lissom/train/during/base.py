@@ -7,6 +7,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from lissom.train.objectives.base import Read
+
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
@@ -34,6 +36,11 @@ class Acting:
     def settled(self) -> bool:
         """Whether what it does has reached its final strength: only then weights may become the best ones."""
         return True
+
+    @property
+    def teacher(self) -> PreTrainedModel | None:
+        """A model to ask in the place of the first teacher, which is never changed; None to ask that one."""
+        return None
 
     def before(self, engine: Engine, inputs: Mapping[str, Tensor]) -> None:
         """Called with each training batch before student and teacher are asked."""
@@ -76,11 +83,17 @@ class During(ABC):
     speed: ClassVar[str]  # one sentence: what makes the result faster, or that it does not
     order: ClassVar[int]  # of `Acting.end`, the number of the stage that it stands for: 20 depth ... 80 bits
     teacher: ClassVar[bool] = False  # works with the teacher itself, not only with its answers
+    hides: ClassVar[frozenset[Read]] = frozenset()  # what the student's answers lack while it acts
 
     @property
     def packs(self) -> bool:
         """Whether its end packs weights, after which nothing can be trained."""
         return False
+
+    @property
+    def held(self) -> float:
+        """Share of the training rows that is kept back from training, for its own use: `Engine.held`."""
+        return 0.0
 
     def check(self, anatomy: Anatomy, teacher: PreTrainedModel | None) -> None:
         """Raise `LissomError` when it cannot act on this student; nothing is computed."""
