@@ -18,6 +18,7 @@ class Projections:
     """Queries, keys and values of one self-attention layer, before rotary positions if the family has them.
 
     q: (batch, seq, heads · head_dim).  k, v: (batch, seq, kv_heads · head_dim).
+    causal: no query sees later keys.
     """
 
     q: Tensor
@@ -26,6 +27,7 @@ class Projections:
     heads: int
     kv_heads: int
     head_dim: int
+    causal: bool = False
 
 
 class Watch(contextlib.ExitStack):
@@ -39,7 +41,9 @@ class Watch(contextlib.ExitStack):
         self._on = False
         self._calls: list[Tensor] = []
         self._layers: list[tuple[int, int, int]] = []
-        for block in dissect(model).stacks[0].blocks:
+        stack = dissect(model).stacks[0]
+        self._causal = stack.name == "decoder"
+        for block in stack.blocks:
             attention = block.attention
             layer = (attention.heads, attention.kv_heads, attention.head_dim)
             for slot in (attention.q, attention.k, attention.v):
@@ -67,6 +71,6 @@ class Watch(contextlib.ExitStack):
         self.start()
         self._on = False
         return tuple(
-            Projections(q=q, k=k, v=v, heads=heads, kv_heads=kv_heads, head_dim=head_dim)
+            Projections(q=q, k=k, v=v, heads=heads, kv_heads=kv_heads, head_dim=head_dim, causal=self._causal)
             for (heads, kv_heads, head_dim), q, k, v in zip(layers, calls[::3], calls[1::3], calls[2::3], strict=True)
         )

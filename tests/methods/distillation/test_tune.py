@@ -10,6 +10,7 @@ from lissom.methods import METHODS, Given, Stage
 from lissom.methods.distillation.tune import Tune
 from lissom.methods.options import build, plain
 from lissom.recipe import Recipe
+from lissom.train.objectives import OBJECTIVES
 from lissom.train.objectives.hidden import Hidden
 from lissom.train.objectives.logits import Logits
 from tests import tiny
@@ -63,7 +64,7 @@ def test_the_recipe_of_the_design_reads():
         ({"logits": {"weight": 0}}, "LSM-314 learn.logits.weight: learn.logits.weight 0 is outside 0 and above"),
         ({"hidden": {"layers": [[1, -2]]}}, "learn.hidden.layers.0.1 -2 is outside 0 and above."),
         ({"hidden": {"layers": "unifrom"}}, 'Did you mean "uniform"?'),
-        ({}, "LSM-319 learn: learn names no objective. Known: task, logits, hidden."),
+        ({}, f"LSM-319 learn: learn names no objective. Known: {', '.join(OBJECTIVES)}."),
     ],
 )
 def test_wrong_objectives_are_explained(tmp_path, learn, message):

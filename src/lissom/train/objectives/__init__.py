@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from lissom.train.objectives.attention import Attention
 from lissom.train.objectives.base import Answers, Objective
+from lissom.train.objectives.contrastive import Contrastive
+from lissom.train.objectives.embedding import Embedding
 from lissom.train.objectives.hidden import Hidden
 from lissom.train.objectives.logits import Logits
+from lissom.train.objectives.relations import Relations
 from lissom.train.objectives.task import Task
 
 __all__ = ["OBJECTIVES", "Answers", "Objective"]
 
-OBJECTIVES: dict[str, type[Objective]] = {"task": Task, "logits": Logits, "hidden": Hidden}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "task": Task,
+    "logits": Logits,
+    "hidden": Hidden,
+    "embedding": Embedding,
+    "attention": Attention,
+    "relations": Relations,
+    "contrastive": Contrastive,
+}

@@ -1,13 +1,25 @@
 """The teacher's hidden states, layer by layer.
 
-    L = mean over pairs (m, n) of MSE( H_m^S · W, H_n^T )
+    L = mean over student layers m of loss( H_m^S · W, target_m )
 
-with H_m^S (tokens, width) of student layer m, H_n^T of the teacher layer n that m is mapped to, and a trained W where
-the widths differ. Layer 0 is the output of the embeddings.
-Source: Jiao et al. 2020 (TinyBERT), eq. 8 and 9, with g(m) = m · N / M for M student and N teacher layers; one W for
-all pairs, as in its code. Differs: a mean over pairs, where TinyBERT sums, so that `weight` means the same at any
-depth; real tokens only. Skip: Sun et al. 2019 (PKD), section 3.2, which compares normalised states of the first
-token only.
+with H_m^S (rows, width) of student layer m and a trained W, one for all layers, where the widths differ. What a row and
+the target are:
+
+uniform, last, skip, pairs: the state of the teacher layer that m is mapped to. Jiao et al. 2020 (TinyBERT), eq. 8, with
+    g(m) = m · N / M for M student and N teacher layers, 0 the output of the embeddings; skip: Sun et al. 2019 (PKD),
+    section 3.2, which compares normalised states of the first token.
+attend: sum over all teacher layers n of a_mn · H_n^T, a_mn = softmax over n of <H_m^S · W, H_n^T>, row by row.
+    Passban et al. 2021 (ALP-KD), section 3.
+combine: W_m · [H_a^T; H_b^T; ...], a trained combination of the adjacent teacher layers that m stands for.
+    Wu et al. 2020 (CKD), section 3. Differs: W_m gives the student's width, so nothing else is trained.
+random: PKD's skip, with teacher layers that are a random sorted choice, made anew `draws` times in a run.
+    Haidar et al. 2022 (RAIL-KD), section 3.
+transport: not a target a layer but the earth mover's distance over all pairs of layers, see `transport`.
+    Li et al. 2020 (BERT-EMD), section 3. Differs: hidden states only; its attention maps and embeddings are left out.
+
+Losses: mse; cosine, 1 - cos, DistilBERT's with `layers: last` (Sanh et al. 2019, section 3); normalised, the squared
+distance of states of length 1 (PKD, section 3.2), which is 2 · (1 - cos).
+Differs from all: a mean over layers, where most sum, so that `weight` means the same at any depth; real tokens only.
 """
 
 from __future__ import annotations
@@ -17,92 +29,122 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from lissom.errors import LissomError
 from lissom.train.objectives.base import Answers, Objective, Read
+from lissom.train.objectives.layers import Layer, drawn, groups, pairs, states
+from lissom.train.objectives.positions import At, fit, gather
+from lissom.train.objectives.transport import moved, shares
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from transformers.utils.generic import ModelOutput
-
-Pairs = tuple[tuple[int, int], ...]
-_Layer = Annotated[int, Field(ge=0)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hidden(Objective):
-    """Learns what the teacher's layers hand on, at every real token."""
+    """Learns what the teacher's layers hand on."""
 
     name: ClassVar[str] = "hidden"
     reads: ClassVar[frozenset[Read]] = frozenset({"hidden_states"})
-    source: ClassVar[str] = "Jiao et al. 2020 (TinyBERT), eq. 8 and 9; Sun et al. 2019 (PKD), section 3.2"
+    source: ClassVar[str] = (
+        "Jiao et al. 2020 (TinyBERT), eq. 8; Sun et al. 2019 (PKD), section 3.2; attend: Passban et al. 2021 (ALP-KD); "
+        "combine: Wu et al. 2020 (CKD); random: Haidar et al. 2022 (RAIL-KD); transport: Li et al. 2020 (BERT-EMD)"
+    )
 
     layers: Annotated[
-        Literal["uniform", "last", "skip"] | tuple[tuple[_Layer, _Layer], ...],
-        Field(description="uniform: all, embeddings too; last; skip: all between; or [student, teacher] pairs."),
+        Literal["uniform", "last", "skip", "attend", "combine", "random", "transport"]
+        | tuple[tuple[Layer, Layer], ...],
+        Field(
+            description="uniform: all, embeddings too; last; skip: all between; or [student, teacher] pairs. "
+            "attend, combine: mixtures of teacher layers; random: skip with layers drawn; transport: all with all."
+        ),
     ] = "uniform"
+    at: Annotated[
+        At, Field(description="Compares every real token, the first of each text, or the mean of each text.")
+    ] = "tokens"
     loss: Annotated[
-        Literal["mse", "cosine"], Field(description="mse, or 1 - cosine, which ignores the size of the states.")
+        Literal["mse", "cosine", "normalised"],
+        Field(
+            description="mse; 1 - cosine, which ignores the size of the states; or mse of states of length 1, summed."
+        ),
     ] = "mse"
+    draws: Annotated[
+        int,
+        Field(ge=1, le=10000, description="How many times random draws its layers in the run; they last equally long."),
+    ] = 10
 
     def begin(self, answers: Answers) -> nn.Module:
-        """The projection `width`, where the widths differ.
+        """What is trained: the projection `width`, or the combinations; and what is remembered, as buffers.
 
         Raises LSM-319 when a layer does not exist or nothing is compared.
         """
         from torch import nn
 
-        student, teacher = states(answers.student), states(answers.taught)
-        pairs(self.layers, len(student) - 1, len(teacher) - 1)
-        beside = nn.Module()
+        student, teacher = states(answers.student, self.name), states(answers.taught, self.name)
         mine, wanted = student[-1].shape[-1], teacher[-1].shape[-1]
-        if mine != wanted:
-            beside.width = nn.Linear(mine, wanted, bias=False)
+        depths = len(student) - 1, len(teacher) - 1
+        beside = nn.Module()
+        if self.layers == "combine":
+            beside.combine = nn.ModuleList(nn.Linear(len(one) * wanted, mine, bias=False) for one in groups(*depths))
+            return beside
+        beside.width = fit(mine, wanted)
+        if self.layers == "random":
+            beside.register_buffer("drawn", drawn(*depths, self.draws, place=self.name))
+        elif self.layers == "transport":
+            beside.shares = shares(*depths)
+        elif self.layers != "attend":
+            pairs(self.layers, *depths, place=self.name)
         return beside
 
     def value(self, answers: Answers, beside: nn.Module) -> Tensor:
-        """Mean over the pairs and the real tokens; mse is a mean over the width as well."""
+        """Mean over layers and rows; mse is a mean over the width as well."""
         import torch
+
+        mask = answers.mask
+        student, teacher = states(answers.student, self.name), states(answers.taught, self.name)
+        depths = len(student) - 1, len(teacher) - 1
+
+        def mine(m: int) -> Tensor:
+            rows = gather(student[m], mask, self.at)
+            return rows if self.layers == "combine" else beside.width(rows).float()
+
+        def wanted(n: int) -> Tensor:
+            return gather(teacher[n], mask, self.at)
+
+        if self.layers == "combine":
+            both = [
+                (mine(m), combine(torch.cat([wanted(n) for n in group], dim=-1)).float())
+                for m, (group, combine) in enumerate(zip(groups(*depths), beside.combine, strict=True), 1)
+            ]
+        elif self.layers in ("attend", "transport"):
+            ours = [mine(m) for m in range(1, depths[0] + 1)]
+            every = torch.stack([wanted(n) for n in range(1, depths[1] + 1)])  # (teacher layers, rows, width)
+            if self.layers == "transport":
+                costs = torch.stack([torch.stack([self._gap(one, other) for other in every]) for one in ours])
+                return moved(costs, beside.shares)
+            both = [(one, attended(one, every)) for one in ours]
+        else:
+            both = [(mine(m), wanted(n)) for m, n in self._pairs(depths, answers.progress, beside)]
+        return torch.stack([self._gap(one, other) for one, other in both]).mean()
+
+    def _pairs(self, depths: tuple[int, int], progress: float, beside: nn.Module) -> list[tuple[int, int]]:
+        if self.layers == "random":
+            now = beside.drawn[min(int(progress * self.draws), self.draws - 1)]
+            return list(enumerate(now.tolist(), 1))
+        return list(pairs(self.layers, *depths, place=self.name))
+
+    def _gap(self, mine: Tensor, wanted: Tensor) -> Tensor:
         from torch.nn import functional
 
-        student, teacher = states(answers.student), states(answers.taught)
-        mask = answers.mask
-        losses = []
-        for m, n in pairs(self.layers, len(student) - 1, len(teacher) - 1):
-            mine, wanted = student[m][mask].float(), teacher[n][mask].float()  # (tokens, width)
-            for projection in beside.children():
-                mine = projection(mine).float()
-            if self.loss == "mse":
-                losses.append(functional.mse_loss(mine, wanted))
-            else:
-                losses.append(1 - functional.cosine_similarity(mine, wanted, dim=-1).mean())
-        return torch.stack(losses).mean()
+        if self.loss == "mse":
+            return functional.mse_loss(mine, wanted)
+        if self.loss == "cosine":
+            return 1 - functional.cosine_similarity(mine, wanted, dim=-1).mean()
+        unit = functional.normalize(mine, dim=-1) - functional.normalize(wanted, dim=-1)
+        return unit.square().sum(dim=-1).mean()
 
 
-def states(output: ModelOutput) -> tuple[Tensor, ...]:
-    """Hidden states (batch, seq, width), the embeddings' first. Raises LSM-715 for a model that gives none."""
-    found: tuple[Tensor, ...] | None = output.get("hidden_states")
-    if found is None:
-        raise LissomError(715, "the model gives no single row of hidden states", place="hidden")
-    return found
+def attended(mine: Tensor, every: Tensor) -> Tensor:
+    """The mixture of teacher layers `every` (layers, rows, width) that each row of `mine` (rows, width) attends to."""
+    import torch
 
-
-def pairs(layers: str | Pairs, student: int, teacher: int) -> Pairs:
-    """(student layer, teacher layer) for models of `student` and `teacher` layers; 0 is the embeddings' output.
-
-    uniform: m -> m · N / M for m = 0 to M, halves rounded up.  skip: the same without the embeddings and the last
-    layer.  last: only the last layers.
-    Raises LSM-319 when a layer does not exist or there is no pair.
-    """
-    if isinstance(layers, str):
-        first, end = {"uniform": (0, student), "skip": (1, student - 1), "last": (student, student)}[layers]
-        found = tuple((m, (2 * m * teacher + student) // (2 * student)) for m in range(first, end + 1))
-    else:
-        found = layers
-    if not found:
-        cause = f'layers "{layers}" of a student with {student} layers compares nothing'
-        raise LissomError(319, cause, place="hidden.layers", remedy='Use "uniform" or name the pairs.')
-    for m, n in found:
-        if m > student or n > teacher:
-            cause = f"[{m}, {n}] is outside [0, 0] to [{student}, {teacher}]: student layer, teacher layer"
-            raise LissomError(319, cause, place="hidden.layers", remedy="0 is the output of the embeddings.")
-    return found
+    weights = torch.softmax((mine * every).sum(dim=-1), dim=0)  # a product, not a matmul: autocast leaves it in float32
+    return (weights[..., None] * every).sum(dim=0)
