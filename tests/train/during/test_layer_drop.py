@@ -14,10 +14,9 @@ from lissom.train.objectives import OBJECTIVES
 from lissom.train.ramp import Ramp
 from lissom.train.run import train
 from tests import tiny
-from tests.train.tiny_rows import rows
+from tests.train.during.families import CLASSIFIER, quiet, rows
 
 torch.set_num_threads(1)
-CLASSIFIER = "AutoModelForSequenceClassification"
 VARIANTS = sorted(tiny.CONFIGS)
 
 
@@ -25,20 +24,6 @@ def begin(model, **options):
     acting = LayerDrop(**options).begin(Editor(model), None)
     acting.at(0.0)
     return acting
-
-
-def quiet(model):
-    """In training mode, without dropout."""
-    model.train()
-    for module in model.modules():
-        if hasattr(module, "config"):
-            module.config.use_cache = False  # as training has it
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        for name in ("dropout", "attention_dropout", "layerdrop", "dropout_prob", "activation_dropout"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
-    return model
 
 
 def layers(model):
@@ -134,15 +119,10 @@ def test_the_blocks_are_left_as_they_were():
     assert not [one for one in model.modules() if "forward" in vars(one)]
 
 
-def ended(row):
-    """With the end-of-sequence token that the heads of some families look at."""
-    return {**row, "input_ids": [*row["input_ids"][:-1], 2]}
-
-
 def run(work, variant="bert", seed=0, **changes):
     model = tiny.model(variant, CLASSIFIER)
     options = {"epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "work": work, "during": [LayerDrop()], **changes}
-    return model, train(model, rows().map(ended), {"task": OBJECTIVES["task"]()}, seed=seed, **options)
+    return model, train(model, rows(), {"task": OBJECTIVES["task"]()}, seed=seed, **options)
 
 
 @pytest.mark.parametrize("variant", ["bert", "roberta", "distilbert", "albert", "gpt2", "llama", "t5", "bart"])
