@@ -317,8 +317,9 @@ def _words(step: Method, times: dict[int, Times], before: PreTrainedModel, after
 def _parts(model: nn.Module, anatomy: Anatomy) -> dict[str, int]:
     """Parameters of embeddings, attention, feed-forward layers, head and the rest; a shared one counts once."""
     from lissom.measure.size import stored
+    from lissom.nn.low_bit import weights_held
 
-    wanted = {id(one): one.numel() for one in stored(model)}
+    wanted = {id(one): one.numel() for one in stored(model)} | weights_held(model)
     blocks = [block for stack in anatomy.stacks for block in stack.blocks]
     attentions = [one for block in blocks for one in (block.attention, block.cross) if one is not None]
     places = {
@@ -338,6 +339,8 @@ def _applies(kind: type[Method], anatomy: Anatomy) -> str:
     """ "yes", "yes, with data", or why not; with the options that a method has when none are given."""
     if kind.needs & {Need.TRAIN, Need.CALIBRATION}:
         return "yes, with data"
+    if not anatomy.stacks and Stage.DEPTH <= kind.stage <= Stage.SHARE:
+        return f"no: {anatomy.family} has no layers"
     required = [
         field.name
         for field in dataclasses.fields(kind)

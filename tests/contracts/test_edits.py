@@ -21,11 +21,13 @@ from lissom.edits import (
     KeepLayers,
     KeepNeurons,
     Pack,
+    PackBits,
     Record,
     ShareLayers,
     edit_from_json,
 )
 from lissom.nn.int8 import quantize_rows
+from lissom.nn.low_bit import pack_codes
 from tests import tiny
 from tests.contracts.cases import BARE, Case
 
@@ -84,6 +86,14 @@ def pack(anatomy: Anatomy) -> list[Filled]:
     return [(Pack(linears=linears, embeddings=tuple(plain)), tensors)]
 
 
+def pack_bits(anatomy: Anatomy) -> list[Filled]:
+    """Two bits a weight: the nearest of -1, 0 and 1 times the largest magnitude of the row."""
+    [(int8, tensors)] = pack(anatomy)
+    for name, codes in tensors.items():
+        tensors[name] = codes * 127 if name.endswith("_scale") else pack_codes((codes / 127).round().to(codes.dtype), 2)
+    return [(PackBits(bits=2, linears=int8.linears, embeddings=int8.embeddings), tensors)]
+
+
 MAKERS: dict[str, Callable[[Anatomy], list[Filled]]] = {
     "KeepLayers": keep_layers,
     "ShareLayers": share_layers,
@@ -91,6 +101,7 @@ MAKERS: dict[str, Callable[[Anatomy], list[Filled]]] = {
     "KeepNeurons": keep_neurons,
     "Factorize": factorize,
     "Pack": pack,
+    "PackBits": pack_bits,
 }
 ORDER = ("KeepLayers", "KeepHeads", "KeepNeurons", "Factorize", "Pack")
 
@@ -142,11 +153,12 @@ def test_an_empty_model_gets_the_same_shapes(kind: str, case: Case) -> None:
     assert empty.config.to_dict() == model.config.to_dict()
 
 
+@pytest.mark.parametrize("stored", ["Pack", "PackBits"])
 @pytest.mark.parametrize("case", ALL_CUT, ids=str)
-def test_all_edits_after_each_other_and_again(case: Case) -> None:
+def test_all_edits_after_each_other_and_again(case: Case, stored: str) -> None:
     """Everything at once, then cut again what is already cut, thin and packed; the twin follows."""
     model = case.model()
-    edit(model, *ORDER, "KeepNeurons", "KeepHeads")
+    edit(model, *ORDER[:-1], stored, "KeepNeurons", "KeepHeads")
     assert torch.isfinite(tiny.outputs(model, case.inputs(model))).all()
     assert signature(empty_twin(model)) == signature(model)
 

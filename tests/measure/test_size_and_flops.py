@@ -13,7 +13,7 @@ from torch import nn
 from lissom.measure.flops import flops, model_flops
 from lissom.measure.graph import graph_flops
 from lissom.measure.size import in_memory, parameters, size, sparsity
-from lissom.nn import Int8Embedding, Int8Linear, LowRankLinear
+from lissom.nn import Int8Embedding, Int8Linear, LowBitEmbedding, LowBitLinear, LowRankLinear
 from lissom.runtime import OnnxRunner, TorchRunner
 from tests import tiny
 from tests.measure.fakes import Fake
@@ -35,6 +35,13 @@ def test_packed_numbers_count_with_their_scales() -> None:
 
     assert parameters(model).value == 21 + 7 + 15 + 5 + 5
     assert in_memory(model).value == pytest.approx((21 + 4 * 7 + 15 + 4 * 5 + 4 * 5) / 1e6)
+
+
+def test_weights_of_few_bits_count_one_by_one() -> None:
+    model = nn.Sequential(LowBitEmbedding(7, 3, bits=1), LowBitLinear(3, 5, bits=2), LowBitLinear(3, 5, bits=4))
+
+    assert parameters(model).value == 21 + 7 + 2 * (15 + 5 + 5)
+    assert in_memory(model).value == pytest.approx((7 * 1 + 4 * 7 + 5 * 1 + 5 * 2 + 2 * 4 * (5 + 5)) / 1e6)
 
 
 def test_zeros_are_counted_in_the_blocks_alone() -> None:

@@ -4,7 +4,8 @@ from lissom.anatomy.dissect import dissect
 from lissom.anatomy.families import FAMILIES
 from lissom.anatomy.parts import Anatomy, Attention, Block, Ffn, Stack
 from lissom.anatomy.positions import positions
-from lissom.anatomy.slot import Slot, dense_weight, is_linear, keep_together
+from lissom.anatomy.slot import Slot, dense_weight, is_linear, is_transposed, keep_together
+from lissom.anatomy.token_table import token_table
 
 __all__ = [
     "FAMILIES",
@@ -17,6 +18,8 @@ __all__ = [
     "dense_weight",
     "dissect",
     "is_linear",
+    "is_transposed",
     "keep_together",
     "positions",
+    "token_table",
 ]

@@ -13,14 +13,14 @@ from lissom.errors import LissomError
 from lissom.nn import Int8Linear, LowRankLinear
 
 
-def _is_transposed(module: nn.Module) -> bool:
+def is_transposed(module: nn.Module) -> bool:
     """GPT-2's `Conv1D` stores its weight as (in, out)."""
     return hasattr(module, "nf") and hasattr(module, "nx")
 
 
 def is_linear(module: nn.Module) -> bool:
     """Whether `module` is a linear map that a slot can stand for."""
-    return isinstance(module, nn.Linear | LowRankLinear | Int8Linear) or _is_transposed(module)
+    return isinstance(module, nn.Linear | LowRankLinear | Int8Linear) or is_transposed(module)
 
 
 def dense_weight(module: nn.Module) -> Tensor:
@@ -28,11 +28,11 @@ def dense_weight(module: nn.Module) -> Tensor:
     if isinstance(module, LowRankLinear | Int8Linear):
         return module.dense()
     weight = cast("Tensor", module.weight)
-    return weight.t() if _is_transposed(module) else weight
+    return weight.t() if is_transposed(module) else weight
 
 
 def _size(module: nn.Module, name: str, transposed_name: str) -> int:
-    return int(getattr(module, transposed_name if _is_transposed(module) else name))
+    return int(getattr(module, transposed_name if is_transposed(module) else name))
 
 
 def shrink(module: nn.Module, *, out: Tensor | None = None, in_: Tensor | None = None) -> None:
@@ -47,7 +47,7 @@ def shrink(module: nn.Module, *, out: Tensor | None = None, in_: Tensor | None =
     if isinstance(module, Int8Linear):
         module.keep(out=out, in_=in_)
         return
-    transposed = _is_transposed(module)
+    transposed = is_transposed(module)
     out_dim, in_dim = (1, 0) if transposed else (0, 1)
     weight = cast("Tensor", module.weight)
     bias = cast("Tensor | None", module.bias)

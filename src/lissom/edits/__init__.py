@@ -10,12 +10,12 @@ from pydantic import TypeAdapter, ValidationError
 from lissom.edits.depth import KeepLayers, ShareLayers, check_depth, chosen
 from lissom.edits.edit import EDIT_MISFIT, Edit, Record
 from lissom.edits.editor import Editor
-from lissom.edits.linear import Factorize, Pack
+from lissom.edits.linear import Factorize, Pack, PackBits
 from lissom.edits.width import KeepHeads, KeepNeurons
 from lissom.errors import LissomError, nearest
 
 EDITS: dict[str, type[Edit]] = {
-    edit.__name__: edit for edit in (KeepLayers, ShareLayers, KeepHeads, KeepNeurons, Factorize, Pack)
+    edit.__name__: edit for edit in (KeepLayers, ShareLayers, KeepHeads, KeepNeurons, Factorize, Pack, PackBits)
 }
 """Name in a stored record -> class. All kinds of structural change there are."""
 
@@ -50,6 +50,7 @@ __all__ = [
     "KeepLayers",
     "KeepNeurons",
     "Pack",
+    "PackBits",
     "Record",
     "ShareLayers",
     "check_depth",

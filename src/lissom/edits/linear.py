@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +14,7 @@ from torch import Tensor, nn
 from lissom.anatomy import Slot, dissect, is_linear
 from lissom.edits.edit import EDIT_MISFIT, Edit
 from lissom.errors import LissomError
-from lissom.nn import Int8Embedding, Int8Linear, LowRankLinear
+from lissom.nn import Int8Embedding, Int8Linear, LowBitEmbedding, LowBitLinear, LowRankLinear
 
 
 def _linear(model: nn.Module, path: str) -> Slot:
@@ -62,6 +65,32 @@ class Factorize(Edit):
             slot.swap(module.train(slot.module.training))
 
 
+def _table(model: nn.Module, path: str) -> nn.Embedding:
+    table = model.get_submodule(path) if path in dissect(model).embeddings else None
+    if type(table) is not nn.Embedding:  # a subclass computes something more
+        raise LissomError(EDIT_MISFIT, "no plain embedding table stands here", place=path)
+    return table
+
+
+def _store_linear(model: nn.Module, path: str, make: Callable[..., Int8Linear]) -> None:
+    """Put a packed layer in the place of a linear map. make: called with its shape, `bias` and `device`."""
+    slot = _linear(model, path)
+    device, dtype = _place(slot)
+    bias = slot.bias
+    module = make(slot.in_features, slot.out_features, bias=bias is not None, device=device)
+    module.dtype = dtype
+    _carry_bias(bias, module.bias)
+    slot.swap(module.train(slot.module.training))
+
+
+def _store_table(model: nn.Module, path: str, make: Callable[..., Int8Embedding]) -> None:
+    """Put a packed table in the place of a plain one. make: called with its shape, `padding_idx` and `device`."""
+    table = _table(model, path)
+    module = make(table.num_embeddings, table.embedding_dim, padding_idx=table.padding_idx, device=table.weight.device)
+    module.dtype = table.weight.dtype
+    model.set_submodule(path, module.train(table.training))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pack(Edit):
     """Store linear maps and embedding tables as int8 with one scale a row, and compute with them as such.
@@ -76,19 +105,28 @@ class Pack(Edit):
     def apply(self, model: nn.Module) -> None:
         """Replace the modules; codes and scales are not filled in yet."""
         for path in self.linears:
-            slot = _linear(model, path)
-            device, dtype = _place(slot)
-            bias = slot.bias
-            module = Int8Linear(slot.in_features, slot.out_features, bias=bias is not None, device=device)
-            module.dtype = dtype
-            _carry_bias(bias, module.bias)
-            slot.swap(module.train(slot.module.training))
+            _store_linear(model, path, Int8Linear)
         for path in self.embeddings:
-            table = model.get_submodule(path) if path in dissect(model).embeddings else None
-            if type(table) is not nn.Embedding:  # a subclass computes something more
-                raise LissomError(EDIT_MISFIT, "no plain embedding table stands here", place=path)
-            packed = Int8Embedding(
-                table.num_embeddings, table.embedding_dim, padding_idx=table.padding_idx, device=table.weight.device
-            )
-            packed.dtype = table.weight.dtype
-            model.set_submodule(path, packed.train(table.training))
+            _store_table(model, path, Int8Embedding)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PackBits(Edit):
+    """Store linear maps and embedding tables in `bits` bits a weight with one scale a row.
+
+    linears, embeddings: module paths. The numbers come as tensors `PATH.weight` (int8, the bytes of
+        `lissom.nn.low_bit.pack_codes`) and `PATH.weight_scale` (float32, one a row).
+    rounds: whether the maps round their inputs to 8 bits and compute as int8, else in float.
+    """
+
+    bits: Literal[1, 2, 4, 8]
+    linears: tuple[str, ...] = ()
+    embeddings: tuple[str, ...] = ()
+    rounds: bool = True
+
+    def apply(self, model: nn.Module) -> None:
+        """Replace the modules; codes and scales are not filled in yet."""
+        for path in self.linears:
+            _store_linear(model, path, functools.partial(LowBitLinear, bits=self.bits, rounds=self.rounds))
+        for path in self.embeddings:
+            _store_table(model, path, functools.partial(LowBitEmbedding, bits=self.bits))

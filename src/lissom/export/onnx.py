@@ -3,7 +3,8 @@
     config.json  tokenizer files  onnx/model.onnx | onnx/model_quantized.onnx  lissom.json
 
 A model with int8 layers gives `model_quantized.onnx`, which holds the same int8 codes and scales and runs them by
-DynamicQuantizeLinear and MatMulInteger; other models give `model.onnx` in float32. Standard operators of opset 20 only.
+DynamicQuantizeLinear and MatMulInteger; other models give `model.onnx` in float32. Layers of fewer bits are written as
+the int8 ones that they unpack to, or in float32 where their inputs are not rounded. Standard operators only, opset 20.
 Encoders with any of the usual heads, and decoders as a whole text at once (no cache: for scoring and classifying, not
 for generating). Inputs: `input_ids`, `attention_mask` and what else the tokenizer gives. Outputs: `logits`;
 `start_logits` and `end_logits`; or `last_hidden_state`.
@@ -27,6 +28,7 @@ from lissom.errors import LissomError
 from lissom.export import graph, parity
 from lissom.files import write_json
 from lissom.nn import Int8Embedding, Int8Linear
+from lissom.nn.low_bit import unpack
 from lissom.store.config import first_line
 
 if TYPE_CHECKING:
@@ -108,6 +110,14 @@ def _plain_copy(model: PreTrainedModel) -> PreTrainedModel:
             f"{type(model).__name__} generates with an encoder and a decoder, which are not one graph",
             remedy="Export an encoder, a classifier or a decoder.",
         )
+    _check_size(model)
+    made: PreTrainedModel = copy.deepcopy(model).train(False)
+    unpack(made)
+    _check_size(made)
+    return nn.Module.to(made, "cpu", torch.float32)
+
+
+def _check_size(model: PreTrainedModel) -> None:
     tensors = {id(one): one for one in (*model.parameters(), *model.buffers())}.values()
     size = sum(one.numel() * (4 if one.is_floating_point() else one.element_size()) for one in tensors)
     if size >= _LARGEST:
@@ -116,8 +126,6 @@ def _plain_copy(model: PreTrainedModel) -> PreTrainedModel:
             f"the graph would take {size / 2**30:.1f} GiB, one ONNX file ends at 2 GiB",
             remedy="Compress the model first; int8 takes a quarter.",
         )
-    made: PreTrainedModel = copy.deepcopy(model).train(False)
-    return nn.Module.to(made, "cpu", torch.float32)
 
 
 def _inputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> tuple[str, ...]:

@@ -41,9 +41,12 @@ def in_memory(model: nn.Module) -> Reading:
 
 
 def parameters(model: nn.Module) -> Reading:
-    """Numbers in parameters and in int8 weights with their scales. Works on an empty (meta) model."""
-    total = sum(one.numel() for one in stored(model))
-    how = "Numbers in the model's stored tensors, shared ones once; int8 codes and scales count, position ids do not."
+    """Numbers in parameters and in packed weights with their scales. Works on an empty (meta) model."""
+    from lissom.nn.low_bit import weights_held
+
+    held = weights_held(model)
+    total = sum(held.get(id(one), one.numel()) for one in stored(model))
+    how = "Numbers in the model's stored tensors, shared ones once; codes and scales count, position ids do not."
     return taken("parameters", total, how, n=1)
 
 

@@ -84,4 +84,4 @@ def _rounds(runner: Runner) -> bool:
         return bool(getattr(runner, "variant", "fp32") != "fp32")
     from lissom.nn import Int8Linear
 
-    return any(isinstance(module, Int8Linear) for module in model.modules())
+    return any(isinstance(module, Int8Linear) and module.rounds for module in model.modules())

@@ -1,6 +1,8 @@
 """Modules that stand in for original ones. They import torch only."""
 
+from lissom.nn.bilstm import BiLstm
 from lissom.nn.int8 import Int8Embedding, Int8Linear
+from lissom.nn.low_bit import LowBitEmbedding, LowBitLinear
 from lissom.nn.low_rank import LowRankLinear
 
-__all__ = ["Int8Embedding", "Int8Linear", "LowRankLinear"]
+__all__ = ["BiLstm", "Int8Embedding", "Int8Linear", "LowBitEmbedding", "LowBitLinear", "LowRankLinear"]

@@ -32,6 +32,16 @@ if TYPE_CHECKING:
 _LARGEST = 127  # symmetric: -128 is not used
 
 
+def row_scales(weight: Tensor, largest: int = _LARGEST) -> Tensor:
+    """One scale a row, at which its largest magnitude gets the code `largest`. weight: (rows, columns) float32."""
+    return usable(weight.abs().amax(dim=1) / largest)
+
+
+def usable(scale: Tensor) -> Tensor:
+    """`scale` (float32), but not zero: that of a row of zeros can be divided by."""
+    return scale.clamp_min(torch.finfo(torch.float32).tiny)
+
+
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """`weight` as int8 codes and one float32 scale a row, by the largest magnitude of the row.
 
@@ -39,10 +49,9 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     Raises ValueError when `weight` holds NaN or infinity.
     """
     full = weight.detach().float()
-    largest = full.abs().amax(dim=1)
-    if not bool(torch.isfinite(largest).all()):
+    scale = row_scales(full)
+    if not bool(torch.isfinite(scale).all()):
         raise ValueError("the weight holds NaN or infinity and cannot be quantized")
-    scale = (largest / _LARGEST).clamp_min(torch.finfo(torch.float32).tiny)  # a row of zeros keeps a usable scale
     codes = (full / scale[:, None]).round_().clamp_(-_LARGEST, _LARGEST)
     return codes.to(torch.int8), scale
 
@@ -133,9 +142,13 @@ class _Int8(nn.Module):
         self.register_buffer("weight_scale", torch.ones(rows, dtype=torch.float32, device=device))
         self.dtype = torch.float32
 
+    def codes(self) -> Tensor:
+        """The weights in units of their row's scale: (rows, columns) int8."""
+        return self.weight
+
     def dense(self) -> Tensor:
         """The weights that the codes stand for: (rows, columns) float32, a new tensor."""
-        return self.weight.float() * self.weight_scale[:, None]
+        return self.codes().float() * self.weight_scale[:, None]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Int8:
         exact = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
@@ -155,9 +168,11 @@ class Int8Linear(_Int8):
     packing is the last step, after training; going backward through it raises RuntimeError.
     A layer that has run on a processor with the int8 kernel also keeps a packed copy of the codes (so 2 bytes a weight
     while it runs, 1 on disk).
+    rounds: whether inputs are rounded to 8 bits; always so, but for layers of fewer bits (`lissom.nn.low_bit`).
     """
 
     bias: Tensor | None
+    rounds: bool = True
 
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, device: torch.device | str | None = None
@@ -191,7 +206,7 @@ class Int8Linear(_Int8):
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., in). Returns (..., out), in the dtype of `x`."""
         if torch.compiler.is_compiling():
-            traced: Tensor = torch.ops.lissom.int8_linear(x, self.weight, self.weight_scale, self.bias)
+            traced: Tensor = torch.ops.lissom.int8_linear(x, self.codes(), self.weight_scale, self.bias)
             return traced
         with torch.no_grad():
             y = self._compute(x)
@@ -204,16 +219,22 @@ class Int8Linear(_Int8):
         flat = x.reshape(-1, self.in_features).float()
         if not flat.numel():
             return x.new_empty(*x.shape[:-1], self.out_features)
-        if _KERNEL and flat.device.type == "cpu":
-            y = _onednn(flat, self._pack_once(), self.weight_scale, self.bias)
-        else:
-            y = _exact(flat, self.weight, self.weight_scale, self.bias)
+        kernel = _onednn if self._has_kernel() else _exact
+        y = kernel(flat, self._ready(), self.weight_scale, self.bias)
         return y.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
 
-    def _pack_once(self) -> Tensor:
+    def _has_kernel(self) -> bool:
+        return _KERNEL and self.weight.device.type == "cpu"
+
+    def _prepare(self) -> Tensor:
+        """The weight in the form that it is computed with on its device."""
+        return _pack(self.codes()) if self._has_kernel() else self.codes()
+
+    def _ready(self) -> Tensor:
+        """What `_prepare` gives, made once for each weight."""
         version = -1 if self.weight.is_inference() else self.weight._version
         if self._packed is None or self._packed[0] is not self.weight or self._packed[1] != version:
-            self._packed = (self.weight, version, _pack(self.weight))
+            self._packed = (self.weight, version, self._prepare())
         return self._packed[2]
 
     def keep(self, out: Tensor | None = None, in_: Tensor | None = None) -> None:

@@ -8,14 +8,13 @@ Sources: Jacob et al. 2018, section 2; Zafrir et al. 2019, "Q8BERT"; operator Dy
 from __future__ import annotations
 
 import dataclasses
-import logging
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from lissom import edits
-from lissom.anatomy import Slot, dissect
+from lissom.anatomy import Slot, token_table
 from lissom.edits import Editor
 from lissom.errors import LissomError
 from lissom.methods.base import Given, Method, Stage
@@ -24,8 +23,6 @@ from lissom.nn.int8 import quantize_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_log = logging.getLogger("lissom")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +45,7 @@ class Int8(Method):
         tensors: dict[str, Tensor] = {}
         for slot in slots:
             _quantize(slot.weight, slot.path, tensors)
-        table = _token_table(editor.model) if self.embeddings else None
+        table = token_table(editor.model) if self.embeddings else None
         if table is not None:
             _quantize(editor.model.get_submodule(table).weight, table, tensors)  # type: ignore[arg-type]
         linears = tuple(slot.path for slot in slots)
@@ -72,20 +69,3 @@ def _quantize(weight: Tensor, path: str, tensors: dict[str, Tensor]) -> None:
         tensors[f"{path}.weight"], tensors[f"{path}.weight_scale"] = quantize_rows(weight)
     except ValueError as error:
         raise LissomError(901, str(error), place=path) from error
-
-
-def _token_table(model: PreTrainedModel) -> str | None:
-    """Path of the token table, or None where it cannot be packed alone."""
-    table = model.get_input_embeddings()
-    path = next((name for name, module in model.named_modules() if module is table), None)
-    if path is None or type(table) is not nn.Embedding:
-        return None
-    users = [name for name, module in model.named_modules() if getattr(module, "weight", None) is table.weight]
-    if len(users) > 1:
-        _log.warning("the token table is tied to %s and stays in floating point", ", ".join(users[1:]))
-        return None
-    answers_tokens = type(model).__name__.endswith(("LM", "LMHeadModel", "PreTraining"))
-    if answers_tokens and not any(slot.out_features == table.num_embeddings for slot in dissect(model).head):
-        _log.warning("the token table is also what the head multiplies by, and stays in floating point")
-        return None
-    return str(path)
