@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from lissom.train.during.base import Acting, During
+from lissom.train.during.l0 import L0
 from lissom.train.during.layer_drop import LayerDrop
+from lissom.train.during.magnitude import Magnitude
+from lissom.train.during.movement import Movement
 from lissom.train.during.replace_modules import ReplaceModules
 
 __all__ = ["DURING", "Acting", "During"]
 
 DURING: dict[str, type[During]] = {
+    "l0": L0,
     "layer_drop": LayerDrop,
+    "magnitude": Magnitude,
+    "movement": Movement,
     "replace_modules": ReplaceModules,
 }
