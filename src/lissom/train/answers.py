@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
 
 from lissom.data.batches import pad
-from lissom.errors import LissomError
-from lissom.files import read_safetensors
+from lissom.train.cache import kept
 
 if TYPE_CHECKING:
     import datasets
@@ -39,18 +36,12 @@ def answers(teacher: PreTrainedModel, rows: datasets.Dataset, path: Path, *, pad
 
     path: named by everything that decides the answers; a file that is torn or of another size is made anew.
     """
-    try:
-        stored = read_safetensors(path)["logits"] if path.is_file() else None
-    except (LissomError, KeyError):
-        stored = None
-    if stored is not None and len(stored) == len(rows):
-        return stored
-    found = _computed(teacher, rows, pad_id, bf16)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(f".{os.getpid()}.partial")  # several processes may write the same answers
-    save_file({"logits": found}, beside)
-    beside.replace(path)
-    return found
+    stored = kept(
+        path,
+        lambda found: len(found["logits"]) == len(rows),
+        lambda: {"logits": _computed(teacher, rows, pad_id, bf16)},
+    )
+    return stored["logits"]
 
 
 def _computed(teacher: PreTrainedModel, rows: datasets.Dataset, pad_id: int, bf16: bool) -> Tensor:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, TrainingArguments, set_seed
 
@@ -19,7 +20,9 @@ from lissom.edits import Editor
 from lissom.errors import LissomError
 from lissom.train import checkpoint, processes
 from lissom.train.answers import answers, one_answer_a_row
+from lissom.train.cache import digest
 from lissom.train.engine import Engine
+from lissom.train.objectives.base import Means
 
 if TYPE_CHECKING:
     import datasets
@@ -115,19 +118,30 @@ def train(
     arguments = _arguments(work, schedule)  # several processes know of each other from here on
     learn = {name: [type(one).__name__, dataclasses.asdict(one)] for name, one in objectives.items()}
     acts = [[type(one).__name__, dataclasses.asdict(one)] for one in during]
+    bf16 = bf16_is_faster(device)
+    means = Means(
+        teachers=teachers,
+        work=work,
+        device=arguments.device,
+        bf16=bf16,
+        versions=(torch.__version__, transformers.__version__),
+        report=report,
+    )
+    with arguments.main_process_first(local=False):  # the others read what it wrote
+        for one in objectives.values():
+            rows = one.rewrite(rows, means)
     lengths, contents = _read(rows)
     plan = [schedule, batch_tokens, patience, processes.count(), learn, acts, contents, torch.__version__]
     held: datasets.Dataset | None = None
     if share := max((one.held for one in during), default=0.0):
         rows, held = _held_back(rows, share, seed)
         lengths, contents = _read(rows)
-    arguments.output_dir = str(work / f"tune-{_key(plan, model, *teachers)}")
-    bf16 = bf16_is_faster(device)
+    arguments.output_dir = str(work / f"tune-{digest(plan, model, *teachers)}")
     editor = Editor(model)
     with _untouched(model, teachers, eager=any("attentions" in one.reads for one in objectives.values())):
         stored: list[Tensor] = []
         if teachers and _only_logits(objectives, during) and all(map(one_answer_a_row, teachers)):
-            names = [f"answers-{_key([contents, bf16, torch.__version__], one)}.safetensors" for one in teachers]
+            names = [f"answers-{digest([contents, bf16, torch.__version__], one)}.safetensors" for one in teachers]
             with arguments.main_process_first(local=False):  # the others read what it wrote
                 stored = [
                     answers(nn.Module.to(one, arguments.device), rows, work / name, pad_id=pad_id, bf16=bf16)
@@ -287,13 +301,3 @@ def _read(rows: datasets.Dataset) -> tuple[list[int], str]:
         lengths.append(len(row["input_ids"]))
         contents.update(json.dumps(row).encode())
     return lengths, contents.hexdigest()
-
-
-def _key(plan: Sequence[Any], *models: PreTrainedModel) -> str:
-    """16 hexadecimal digits of everything that decides the result."""
-    found = hashlib.sha256(json.dumps(plan, sort_keys=True).encode())
-    for model in models:
-        for name, tensor in checkpoint.weights(model).items():
-            found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()[:16]

@@ -8,7 +8,9 @@ from lissom.train.objectives.contrastive import Contrastive
 from lissom.train.objectives.embedding import Embedding
 from lissom.train.objectives.hidden import Hidden
 from lissom.train.objectives.logits import Logits
+from lissom.train.objectives.on_policy import OnPolicy
 from lissom.train.objectives.relations import Relations
+from lissom.train.objectives.sequence import SequenceLevel
 from lissom.train.objectives.task import Task
 
 __all__ = ["OBJECTIVES", "Answers", "Objective"]
@@ -21,4 +23,6 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "attention": Attention,
     "relations": Relations,
     "contrastive": Contrastive,
+    "sequence": SequenceLevel,
+    "on_policy": OnPolicy,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import Field
 
@@ -14,6 +14,10 @@ from lissom.errors import LissomError
 from lissom.train.ramp import Ramp
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    import datasets
+    import torch
     from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from transformers.utils.generic import ModelOutput
@@ -23,6 +27,16 @@ if TYPE_CHECKING:
 Read = Literal["hidden_states", "attentions", "projections"]
 """Keys of a model's answer: (batch, seq, width) of the embeddings and each layer; (batch, heads, seq, seq) after the
 softmax of each layer; `lissom.train.projections.Projections` of each layer of the first stack."""
+
+
+Embed = Callable[["PreTrainedModel"], "Tensor"]
+
+
+class Ask(Protocol):
+    """Asks student and teachers about a batch."""
+
+    def __call__(self, inputs: Mapping[str, Tensor], embed: Embed | None = None) -> Answers:
+        """Their answers."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +51,8 @@ class Answers:
     regression: the logits are numbers, not scores of classes.
     progress: the share of the run that is done, 0 to 1.
     ask: asks student and teachers about another batch, for objectives that make their own; see `Objective.asks`.
+        Nothing prepares it. With a function as its second argument, each model reads what that gives for it, (batch,
+        seq, width), instead of the words of `input_ids`.
     model: the student itself, for objectives that let it generate. None where nothing may be asked.
     """
 
@@ -47,7 +63,7 @@ class Answers:
     next_token: bool = False
     regression: bool = False
     progress: float = 0.0
-    ask: Callable[[Mapping[str, Tensor]], Answers] | None = None
+    ask: Ask | None = None
     model: PreTrainedModel | None = None
 
     @property
@@ -103,6 +119,22 @@ class Answers:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Means:
+    """What an objective may use that makes its own rows before training.
+
+    work: a folder for what is computed once.  versions: what decides the result beside models and rows.
+    bf16: whether models are asked in bf16 autocast.  report: hears phrases with the share of the run that is done.
+    """
+
+    teachers: Sequence[PreTrainedModel]
+    work: Path
+    device: torch.device
+    bf16: bool
+    versions: tuple[str, ...]
+    report: Callable[[str, float], None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective(ABC):
     """Something that a student learns from. Its fields are its options, as those of a method."""
 
@@ -129,6 +161,10 @@ class Objective(ABC):
     def reads(self) -> frozenset[Read]:
         """What it reads of both besides the logits; a class variable where no option decides it."""
         return frozenset()
+
+    def rewrite(self, rows: datasets.Dataset, means: Means) -> datasets.Dataset:
+        """The rows that all objectives are trained on, made once before training; by default those that there are."""
+        return rows
 
     def prepare(self, inputs: Mapping[str, Tensor], tokenizer: PreTrainedTokenizerBase | None) -> Mapping[str, Tensor]:
         """The batch as student and teachers shall see it (masked language modelling hides tokens); by default as it is.
