@@ -7,11 +7,29 @@ objectives ask twice, layers are dropped in one process and not in another, and 
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from transformers import TrainingArguments
+
+_A_DAY = 86_400  # seconds that processes wait for the first one to ask the teachers, or to validate
+
+
+def arguments(**options: Any) -> TrainingArguments:
+    """`TrainingArguments`, the making of which lets the processes know of each other; that ends with the interpreter.
+
+    One device a process: Trainer itself would spread a batch over all that it sees.
+    """
+    alone = not (distributed.is_available() and distributed.is_initialized())
+    made = TrainingArguments(ddp_timeout=_A_DAY, **options)
+    made._n_gpu = min(made.n_gpu, 1)
+    if alone and distributed.is_available() and distributed.is_initialized():
+        atexit.register(distributed.destroy_process_group)
+    return made
 
 
 def count() -> int:

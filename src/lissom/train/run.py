@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from lissom.train.objectives import Objective
 
 _HALF = (torch.float16, torch.bfloat16)
-_A_DAY = 86_400  # seconds that processes wait for the first one to ask the teachers, or to validate
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -234,7 +233,7 @@ def bf16_is_faster(device: str) -> bool:
 
 
 def _arguments(folder: Path, schedule: Mapping[str, Any]) -> TrainingArguments:
-    made = TrainingArguments(
+    return processes.arguments(
         output_dir=str(folder),
         **schedule,
         save_strategy="no",  # the engine says when, by epoch and by time
@@ -245,10 +244,7 @@ def _arguments(folder: Path, schedule: Mapping[str, Any]) -> TrainingArguments:
         dataloader_pin_memory=not schedule["use_cpu"],
         disable_tqdm=True,
         report_to="none",
-        ddp_timeout=_A_DAY,
     )
-    made._n_gpu = min(made.n_gpu, 1)  # one device a process: Trainer would spread a batch over all that it sees
-    return made
 
 
 @contextlib.contextmanager
