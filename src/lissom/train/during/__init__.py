@@ -6,6 +6,7 @@ from lissom.train.during.base import Acting, During
 from lissom.train.during.l0 import L0
 from lissom.train.during.layer_drop import LayerDrop
 from lissom.train.during.magnitude import Magnitude
+from lissom.train.during.meta import Meta
 from lissom.train.during.movement import Movement
 from lissom.train.during.replace_modules import ReplaceModules
 
@@ -15,6 +16,7 @@ DURING: dict[str, type[During]] = {
     "l0": L0,
     "layer_drop": LayerDrop,
     "magnitude": Magnitude,
+    "meta": Meta,
     "movement": Movement,
     "replace_modules": ReplaceModules,
 }
