@@ -95,6 +95,10 @@ class Tune(Method):
             if during.teacher and given.teacher is None:
                 cause = f"{during.name} works with a teacher, and there is none"
                 raise LissomError(317, cause, place="while", remedy="Give one.")
+            for name, objective in self._objectives(given).items():
+                if lacking := objective.reads & during.hides:
+                    cause = f"{name} compares {' and '.join(sorted(lacking))}, which layers lack under {during.name}"
+                    raise LissomError(319, cause, place="while", remedy="Learn from hidden or logits.")
             during.check(anatomy, given.teacher)
 
     def preview(self, editor: Editor, given: Given) -> None:
