@@ -140,13 +140,10 @@ class Engine(Trainer):
             inputs = dict(objective.prepare(inputs, self.tokenizer))
         return self._both(inputs, rows=rows)
 
-    def _both(
-        self, inputs: Mapping[str, Tensor], embed: Embed | None = None, *, rows: Tensor | None = None
-    ) -> Answers:
+    def _both(self, inputs: Mapping[str, Tensor], embed: Embed | None = None, *, rows: Tensor | None = None) -> Answers:
         """Student and teachers, each asked once. rows: numbers of the rows, where the teachers' answers are stored."""
         texts = {name: one for name, one in inputs.items() if name not in LABELS}
-        labelled = inputs if any(one.labels for one in self.objectives.values()) else texts
-        answered = self._answer(self.model, labelled, embed)
+        answered = self._answer(self.model, self._shown(inputs), embed)
         taught: list[ModelOutput] = []
         if rows is not None:
             taught = [SequenceClassifierOutput(logits=one[rows.cpu()].to(rows.device)) for one in self.stored]
@@ -164,6 +161,24 @@ class Engine(Trainer):
             ask=self._both,
             model=self.model,
         )
+
+    def _shown(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What the student sees of a batch: labels only where an objective learns from its own loss."""
+        labels = any(one.labels for one in self.objectives.values())
+        return {name: one for name, one in inputs.items() if labels or name not in LABELS}
+
+    def again(self) -> Tensor:
+        """The loss of the current batch for the student as it is by now; the teachers are not asked again."""
+        inputs = self.answers.inputs
+        answers = dataclasses.replace(self.answers, student=self._answer(self.model, self._shown(inputs), None))
+        return torch.stack(list(self._values(answers).values())).sum()
+
+    def _values(self, answers: Answers) -> dict[str, Tensor]:
+        """The loss of each objective, with its weight."""
+        return {
+            name: at(one.weight, self.progress) * one.value(answers, self.beside[name])
+            for name, one in self.objectives.items()
+        }
 
     def _answer(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], embed: Embed | None) -> ModelOutput:
         """What `model` answers, with all that objectives read."""
@@ -193,11 +208,8 @@ class Engine(Trainer):
         """
         for one in self.acting:
             one.before(self, inputs)
-        answers = self._ask(inputs)
-        values = {
-            name: at(one.weight, self.progress) * one.value(answers, self.beside[name])
-            for name, one in self.objectives.items()
-        }
+        self.answers = self._ask(inputs)
+        values = self._values(self.answers)
         for number, one in enumerate(self.acting):
             penalty = one.penalty()
             if penalty is not None:
@@ -208,7 +220,7 @@ class Engine(Trainer):
         if not torch.isfinite(everywhere):
             self._refuse(next((name for name, value in values.items() if not torch.isfinite(value)), "summed"))
         self.loss = self.loss + everywhere
-        return (total, answers.student) if return_outputs else total
+        return (total, self.answers.student) if return_outputs else total
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
         """Rows of a step, in all its batches and processes, over which its loss is a mean. Called before each step."""

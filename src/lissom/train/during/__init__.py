@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from lissom.train.during.base import Acting, During
+from lissom.train.during.fake_quant import FakeQuant
 from lissom.train.during.l0 import L0
 from lissom.train.during.layer_drop import LayerDrop
 from lissom.train.during.magnitude import Magnitude
 from lissom.train.during.meta import Meta
 from lissom.train.during.movement import Movement
 from lissom.train.during.replace_modules import ReplaceModules
+from lissom.train.during.sub_networks import SubNetworks
 
 __all__ = ["DURING", "Acting", "During"]
 
 DURING: dict[str, type[During]] = {
+    "fake_quant": FakeQuant,
     "l0": L0,
     "layer_drop": LayerDrop,
     "magnitude": Magnitude,
     "meta": Meta,
     "movement": Movement,
     "replace_modules": ReplaceModules,
+    "sub_networks": SubNetworks,
 }
