@@ -26,6 +26,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "prune_neurons": {"ratio": 0.5},
     "svd": {"ratio": 0.5},
     "share_layers": {"unique": 1},
+    "fresh_student": {"layers": 2, "hidden": 16, "heads": 2, "intermediate": 24},
+    "bilstm_student": {"units": 4, "hidden": 8},
     "tune": {"max_steps": 1, "warmup": 0.0, "batch_size": 4, "learn": {"task": {"weight": 1.0}}},
     "int8": {},
 }

@@ -14,6 +14,7 @@ LAYERS = (
     {"errors"},
     {"files", "strict_yaml"},
     {"nn"},
+    {"bilstm"},
     {"anatomy"},
     {"edits"},
     {"data"},

@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from lissom.anatomy.families import FAMILIES, AttentionRecord, Family, FfnRecord, StackRecord
+from lissom.anatomy.families import FAMILIES, OURS, AttentionRecord, Family, FfnRecord, StackRecord
 from lissom.anatomy.parts import Anatomy, Attention, Block, Ffn, Stack
 from lissom.anatomy.slot import Slot, is_linear
 from lissom.errors import UnsupportedFamily, nearest
@@ -24,9 +24,10 @@ def family_of(model: nn.Module) -> Family:
     Raises UnsupportedFamily LSM-701 if there is none; the message names the nearest known model_type.
     """
     model_type = str(getattr(getattr(model, "config", None), "model_type", type(model).__name__))
-    if model_type not in FAMILIES:
+    family = FAMILIES.get(model_type) or OURS.get(model_type)
+    if family is None:
         raise UnsupportedFamily(701, f'no anatomy for model_type "{model_type}"', remedy=nearest(model_type, FAMILIES))
-    return FAMILIES[model_type]
+    return family
 
 
 def dissect(model: nn.Module) -> Anatomy:

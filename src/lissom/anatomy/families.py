@@ -50,6 +50,7 @@ class StackRecord:
 
     blocks: path of the module list, relative to the base model; `*` stands for every entry of a list on the way.
     depth_key: config entry that counts the executed layers; own_depth_key: the same in the stack's own config copy.
+    heads_key, width_key: config entries that count the query heads and the neurons of a feed-forward layer.
     repeats: the blocks are run again and again until depth_key is reached.
     first_only: a module of the first block that the whole stack depends on, with the attribute that says who has it.
     depth_scaled: config switch under which a layer's arithmetic depends on its number.
@@ -66,6 +67,8 @@ class StackRecord:
     cross: AttentionRecord | None = None
     depth_key: str = "num_hidden_layers"
     own_depth_key: str = ""
+    heads_key: str = "num_attention_heads"
+    width_key: str = "intermediate_size"
     repeats: bool = False
     first_only: tuple[str, str] | None = None
     depth_scaled: str = ""
@@ -77,6 +80,7 @@ class StackRecord:
 class Family:
     """A family of architectures. types: the `model_type`s of transformers that it covers.
 
+    as_wide: config entries, besides `hidden_size`, that must be equal to it.
     ignored: modules with a 2-D weight that is neither a slot nor looked up by id, by the end of their path, and why.
     """
 
@@ -84,6 +88,7 @@ class Family:
     types: tuple[str, ...]
     stacks: tuple[StackRecord, ...]
     ignored: tuple[tuple[str, str], ...] = ()
+    as_wide: tuple[str, ...] = ()
 
 
 def _bert_attention(path: str) -> AttentionRecord:
@@ -136,6 +141,8 @@ _DISTILBERT = Family(
             ),
             ffn=(FfnRecord(up="ffn.lin1", down="ffn.lin2"),),
             depth_key="n_layers",
+            heads_key="n_heads",
+            width_key="hidden_dim",
         ),
     ),
 )
@@ -212,6 +219,7 @@ _DEBERTA = Family(
         ),
     ),
     ignored=(("rel_embeddings", "read as a whole, not looked up"),),
+    as_wide=("pooler_hidden_size",),
 )
 
 _MODERNBERT = Family(
@@ -257,6 +265,8 @@ def _t5_stack(name: str, ffn_at: int, *, cross: AttentionRecord | None, depth_ke
         ),
         depth_key=depth_key,
         own_depth_key="num_layers",
+        heads_key="num_heads",
+        width_key="d_ff",
         first_only=(bias, "has_relative_attention_bias"),
         gives=("position_bias", "encoder_decoder_position_bias"),
     )
@@ -291,6 +301,8 @@ _BART = Family(
             attention=_bart_attention("self_attn"),
             ffn=(_FC_FFN,),
             depth_key="encoder_layers",
+            heads_key="encoder_attention_heads",
+            width_key="encoder_ffn_dim",
         ),
         StackRecord(
             name="decoder",
@@ -299,6 +311,8 @@ _BART = Family(
             cross=_bart_attention("encoder_attn"),
             ffn=(_FC_FFN,),
             depth_key="decoder_layers",
+            heads_key="decoder_attention_heads",
+            width_key="decoder_ffn_dim",
         ),
     ),
 )
@@ -307,7 +321,13 @@ _OPT = Family(
     name="opt",
     types=("opt",),
     stacks=(
-        StackRecord(name="decoder", blocks="decoder.layers", attention=_bart_attention("self_attn"), ffn=(_FC_FFN,)),
+        StackRecord(
+            name="decoder",
+            blocks="decoder.layers",
+            attention=_bart_attention("self_attn"),
+            ffn=(_FC_FFN,),
+            width_key="ffn_dim",
+        ),
     ),
 )
 
@@ -338,6 +358,8 @@ _GPT2 = Family(
             ),
             ffn=(FfnRecord(up="mlp.c_fc", down="mlp.c_proj"),),
             depth_key="n_layer",
+            heads_key="n_head",
+            width_key="n_inner",
             depth_scaled="scale_attn_by_inverse_layer_idx",
         ),
     ),
@@ -396,3 +418,6 @@ FAMILIES: dict[str, Family] = {
     for model_type in family.types
 }
 """model_type of transformers -> its family."""
+
+OURS: dict[str, Family] = {"lissom-bilstm": Family(name="lissom-bilstm", types=("lissom-bilstm",), stacks=())}
+"""Model types of lissom's own. They have no layers to edit; their tables and linear maps are found all the same."""

@@ -109,6 +109,8 @@ class Anatomy:
         for stack in self.stacks:
             if stack.name == name:
                 return stack
+        if not self.stacks:
+            raise LissomError(712, f"{self.family} has no layers", remedy="Work on the model that it learns from.")
         known = ", ".join(one.name for one in self.stacks)
         raise LissomError(712, f'{self.family} has no stack "{name}"', remedy=f"Name one of: {known}.")
 

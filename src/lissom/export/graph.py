@@ -9,17 +9,28 @@ import onnx
 import onnx_ir as ir
 import torch
 from onnx import helper
+from onnx_ir.passes import common as common_passes
 from onnxscript import opset20 as op
+from onnxscript import optimizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+_ANY = 2**31  # no limit: the whole graph is smaller
 OPSET = 20  # the first with Gelu; every ONNX Runtime since 1.17 reads it
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """How the operator of `lissom.nn.int8` becomes ONNX operators, for torch.onnx.export."""
-    return {torch.ops.lissom.int8_linear.default: _int8_linear}
+    """How the operators of `lissom.nn` become ONNX operators, for torch.onnx.export."""
+    return {torch.ops.lissom.int8_linear.default: _int8_linear, torch.ops.lissom.bilstm.default: _bilstm}
+
+
+def _bilstm(x: Any, lengths: Any, w: Any, r: Any, b: Any) -> Any:
+    units = r.shape[-1]
+    turned = op.Transpose(x, perm=[1, 0, 2])  # (seq, batch, width)
+    counts = op.Cast(lengths, to=ir.DataType.INT32)
+    _, states, _ = op.LSTM(turned, w, r, b, counts, direction="bidirectional", hidden_size=units)
+    return op.Transpose(states, perm=[1, 0, 2])  # (batch, 2, units)
 
 
 def _int8_linear(x: Any, weight: Any, weight_scale: Any, bias: Any) -> Any:
@@ -57,6 +68,7 @@ def unrounded(file: bytes) -> bytes | None:
 
 def polish(model: ir.Model) -> bytes:
     """The file: axes named, each tensor once, nothing of the machine that wrote it."""
+    _fold_recurrent(model)
     _name_axes(model.graph)
     _keep_sums_apart(model.graph)
     _store_once(model.graph)
@@ -64,6 +76,14 @@ def polish(model: ir.Model) -> bytes:
     model.producer_name, model.producer_version = "lissom", None
     data: bytes = ir.to_proto(model).SerializeToString()
     return data
+
+
+def _fold_recurrent(model: ir.Model) -> None:
+    """Compute the weights of LSTM layers now, which are laid out otherwise in torch: by itself the exporter's own
+    folding leaves large tensors alone."""
+    if any(node.op_type == "LSTM" for node in model.graph):
+        optimizer.fold_constants(model, input_size_limit=_ANY, output_size_limit=_ANY)
+        common_passes.RemoveUnusedNodesPass()(model)
 
 
 def _name_axes(graph: ir.Graph) -> None:

@@ -79,17 +79,26 @@ def _run(model: nn.Module, tokens: int) -> tuple[int, Counter[str], int]:
 
 
 class _Linears:
-    """Adds up 2 x rows x in x out of every linear module that runs."""
+    """Adds up 2 x rows x in x out of every linear module that runs, the maps of recurrent ones among them."""
 
     def __init__(self, model: nn.Module) -> None:
+        from torch import nn
+
         from lissom.anatomy.slot import is_linear
 
         self.total = 0
         leaves = [one for one in model.modules() if is_linear(one) and not any(map(is_linear, one.children()))]
         self._handles = [one.register_forward_hook(self._add) for one in leaves]
+        recurrent = [one for one in model.modules() if isinstance(one, nn.LSTM)]
+        self._handles += [one.register_forward_hook(self._add_recurrent) for one in recurrent]
 
     def _add(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         self.total += 2 * inputs[0].numel() * output.shape[-1]
+
+    def _add_recurrent(self, module: nn.LSTM, inputs: tuple[Any, ...], output: Any) -> None:
+        tokens = inputs[0].data.shape[0]  # of a packed sequence: (tokens, width)
+        maps = [one.numel() for name, one in module.named_parameters() if name.startswith("weight")]
+        self.total += 2 * tokens * sum(maps)
 
     def stop(self) -> None:
         for handle in self._handles:
@@ -149,7 +158,7 @@ def _counting() -> Any:
 
 
 def _more_formulas() -> dict[Any, Any]:
-    """What torch's table leaves out: attention on a CPU and the kernel of our int8 layers."""
+    """What torch's table leaves out: attention and recurrent layers on a CPU and the kernel of our int8 layers."""
     import torch
 
     def attention(q: Any, k: Any, v: Any, *args: Any, **kwargs: Any) -> int:
@@ -159,7 +168,13 @@ def _more_formulas() -> dict[Any, Any]:
     def int8(x: Any, *args: Any, out_val: Any, **kwargs: Any) -> int:
         return int(2 * x.numel() * out_val.shape[-1])
 
-    found: dict[Any, Any] = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
+    def recurrent(x: Any, w: Any, r: Any, *args: Any, **kwargs: Any) -> int:
+        return int(2 * x.shape[0] * x.shape[1] * (w.numel() + r.numel()))
+
+    found: dict[Any, Any] = {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention,
+        torch.ops.aten.mkldnn_rnn_layer: recurrent,
+    }
     if hasattr(torch.ops.onednn, "qlinear_pointwise"):
         found[torch.ops.onednn.qlinear_pointwise] = int8
     return found

@@ -23,8 +23,9 @@ PRODUCTS = {
     "DynamicQuantizeMatMul": (0, 1),
     "QLinearMatMul": (0, 3),
     "QGemm": (0, 3),
+    "LSTM": (0, 1),
 }
-HEAVY = {"Conv", "ConvInteger", "QLinearConv", "Einsum", "LSTM", "GRU", "RNN", "If", "Loop", "Scan"}
+HEAVY = {"Conv", "ConvInteger", "QLinearConv", "Einsum", "GRU", "RNN", "If", "Loop", "Scan"}
 _LIMIT = 1_500_000_000  # bytes; a graph travels to the engine as one message of at most 2 GB
 
 
@@ -77,6 +78,9 @@ def _shapes(model: Any, products: list[Any], runner: Runner, tokens: int) -> dic
 
 def _operations(node: Any, shapes: dict[str, tuple[int, ...]]) -> int:
     left, right = (shapes[node.input[place]] for place in PRODUCTS[node.op_type])
+    if node.op_type == "LSTM":  # (seq, batch, width) and (directions, 4 · units, width); each state is multiplied too
+        directions, gates, width = right
+        return 2 * left[0] * left[1] * directions * gates * (width + gates // 4)
     turned = {one.name: one.i for one in node.attribute}
     if turned.get("transA"):
         left = (*left[:-2], left[-1], left[-2])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lissom import files
 from lissom.errors import LissomError, nearest
+from lissom.store.classes import model_class
 from lissom.store.config import first_line, read_config
 from lissom.store.record import record_from_json
 from lissom.store.saving import FORMAT, MANIFEST, WEIGHTS
@@ -264,7 +265,7 @@ def _class(name: Any) -> Any:
     """
     import transformers
 
-    kind = getattr(transformers, name, None) if isinstance(name, str) and name.isidentifier() else None
+    kind = model_class(name) if isinstance(name, str) and name.isidentifier() else None
     auto = isinstance(name, str) and name.startswith("AutoModel") and hasattr(kind, "from_pretrained")
     model = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
     if not (auto or model):

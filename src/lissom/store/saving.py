@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lissom.edits import Record
 from lissom.errors import LissomError
 from lissom.files import digests, new_folder, write_json, write_text
+from lissom.store.classes import OURS, model_class
 from lissom.store.config import METHOD
 from lissom.store.record import record_to_json
 from lissom.store.skeleton import declared_ties, edited_ties, shapes, skeleton
@@ -51,13 +52,11 @@ def save(
     rows: measured rows as plain JSON values; they go into `rows.jsonl`, which `lissom report` reads.
     card: Markdown with the measured results, for the model card.
     force: replace a folder that exists and is not empty. Until the new one is complete the old one stays whole.
-    Raises LissomError LSM-201 to 203 and LSM-602, 603 as `files.new_folder`, LSM-441 when the class is not
-    transformers' own, LSM-442 when the structure does not follow from the record.
+    Raises LissomError LSM-201 to 203 and LSM-602, 603 as `files.new_folder`, LSM-441 when the class is neither
+    transformers' nor lissom's own, LSM-442 when the structure does not follow from the record.
     """
-    import transformers
-
     name = type(model).__name__
-    if getattr(transformers, name, None) is not type(model):
+    if model_class(name) is not type(model):
         raise LissomError(441, f"{name} is not a class of transformers", remedy="Only such models can be saved.")
     record = Record.of(model)
     ties = _ties_from_config(model)
@@ -189,6 +188,9 @@ def _card(name: str, base: str | None, body: str, *, plain: bool) -> str:
     front: dict[str, Any] = {"library_name": "transformers", "tags": ["lissom", "model-compression"]}
     if base:
         front["base_model"] = base.partition("@")[0]
-    call = f"`{name}.from_pretrained(FOLDER)`"
-    how = f"Plain transformers loads this model: {call}." if plain else f"Run `import lissom` before {call}."
+    how = f"Plain transformers loads this model: `{name}.from_pretrained(FOLDER)`."
+    if name in OURS:
+        how = f"Run `import lissom` before `AutoModel{name[name.index('For') :]}.from_pretrained(FOLDER)`."
+    elif not plain:
+        how = f"Run `import lissom` before `{name}.from_pretrained(FOLDER)`."
     return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n{how}\n\n{body}".rstrip() + "\n"

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from lissom.anatomy import dissect
+from lissom.errors import LissomError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -34,6 +35,7 @@ class Watch(contextlib.ExitStack):
     """Records the projections of the first stack of `model`, as long as it is open.
 
     start: record the next forward.  take: what it recorded, in the order of execution.
+    Raises LissomError LSM-715 for a model without layers.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -41,7 +43,10 @@ class Watch(contextlib.ExitStack):
         self._on = False
         self._calls: list[Tensor] = []
         self._layers: list[tuple[int, int, int]] = []
-        stack = dissect(model).stacks[0]
+        anatomy = dissect(model)
+        if not anatomy.stacks:
+            raise LissomError(715, f"{anatomy.family} has no attention to learn from", remedy="Learn from logits.")
+        stack = anatomy.stacks[0]
         self._causal = stack.name == "decoder"
         for block in stack.blocks:
             attention = block.attention
