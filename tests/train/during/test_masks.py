@@ -1,5 +1,7 @@
 """Which scores are the lowest, how much is removed by when, and how units spread over weights."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -28,7 +30,7 @@ def test_costs_count_not_units():
 def test_equal_units_go_evenly():
     gone = lowest(torch.zeros(12), 1 / 3, torch.ones(12)).nonzero().flatten().tolist()
     assert len(gone) == 4
-    assert all(after - before >= 2 for before, after in zip(gone, gone[1:], strict=False))
+    assert all(after - before >= 2 for before, after in itertools.pairwise(gone))
     assert sorted(even(100).tolist()) == list(range(100))
 
 
