@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from lissom import gate
 from lissom.anatomy import dissect, positions
-from lissom.data import Data, load_data
+from lissom.data import Data, Task, load_data
 from lissom.edits import Editor
 from lissom.errors import LissomError
 from lissom.measure import Row, measure
@@ -215,8 +215,9 @@ def _teachers(
     found = []
     for one in (one for one in several if one is not None):
         model, reader, place = _opened(one, None, device, wanted=False)
-        if data is not None:
-            data_for(model, data, 0)
+        if data is not None and data_for(model, data, 0).task != data.task:
+            task = data.task.kind.replace("_", " ")
+            raise LissomError(826, f"{type(model).__name__} has no head for {task}", place=data.name)
         _check_alike(student, tokenizer, model, reader, place or TEACHER)
         found.append(in_float32(model))
     return found
@@ -275,6 +276,9 @@ def data_for(model: PreTrainedModel, data: Any, seed: int, columns: Mapping[str,
     kind = type(model).__name__
     named = _labels(model) or None
     found = data if isinstance(data, Data) else load_data(data, columns=columns, model_labels=named)
+    if found.task.kind == "language_modelling" and kind.endswith("ForMaskedLM"):
+        hidden = Task(kind="masked_language_modelling", metric="accuracy")
+        found = dataclasses.replace(found, task=hidden)
     if "train" in found.splits or list(found.splits) == ["all"]:
         found = found.with_validation(seed)
     heads = {
@@ -282,6 +286,7 @@ def data_for(model: PreTrainedModel, data: Any, seed: int, columns: Mapping[str,
         "regression": "SequenceClassification",
         "tagging": "TokenClassification",
         "question_answering": "QuestionAnswering",
+        "masked_language_modelling": "MaskedLM",
     }
     wanted = heads.get(found.task.kind)
     goes_on = model.can_generate() and not model.config.is_encoder_decoder  # says which token comes next in a text
@@ -295,8 +300,8 @@ def data_for(model: PreTrainedModel, data: Any, seed: int, columns: Mapping[str,
 def measured_split(data: Data) -> str:
     """test where it is there and has labels, else validation."""
     columns = {name: rows.column_names for name, rows in data.splits.items()}
-    answer = {"tagging": "tags", "question_answering": "answers", "language_modelling": "text"}
-    wanted = answer.get(data.task.kind, "label")
+    answer = {"tagging": "tags", "question_answering": "answers"}
+    wanted = "text" if "language_modelling" in data.task.kind else answer.get(data.task.kind, "label")
     return next((name for name in ("test", "validation") if wanted in columns.get(name, ())), "train")
 
 

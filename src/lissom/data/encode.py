@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 IGNORED = -100  # a position that no loss and no metric counts
+_RUNNING = ("language_modelling", "masked_language_modelling")
 _ROWS = 1000  # tokenized at a time; the tokenizer's own threads work inside such a batch
 
 
@@ -30,7 +31,9 @@ def encode(
     - tagging: `labels`, one a token: the tag at the first sub-word of each word, -100 elsewhere, if the rows have tags;
     - question answering: `start_positions`, `end_positions` of the first answer; 0 where it was cut off or is missing;
     - language modelling: rows are blocks of `max_length` tokens (the last one may be shorter, at least 2) that run
-      over the ends of texts, which the end-of-sequence token marks if there is one; `labels` = `input_ids`.
+      over the ends of texts, which the end-of-sequence token marks if there is one; `labels` = `input_ids`;
+    - masked language modelling: the same, but each text with the special tokens that the tokenizer puts around it, and
+      without labels: `lissom.data.hide` makes them.
     max_length: in tokens, special ones counted, lowered to the tokenizer's own limit. Longer texts are cut, which is
         counted in a logged line and in `.info.description` of the result ("12 of 911 texts were cut at 128 tokens").
     Raises LissomError 809 without rows, 824 when max_length leaves no room for a text, 825 when the task needs
@@ -41,8 +44,8 @@ def encode(
     if not len(dataset):
         raise LissomError(809, "there are no rows to encode")
     max_length = _checked(dataset, tokenizer, task, max_length)
-    if task.kind == "language_modelling":
-        return _blocks(dataset, tokenizer, max_length)
+    if task.kind in _RUNNING:
+        return _blocks(dataset, tokenizer, max_length, hidden=task.kind == "masked_language_modelling")
     make = {"tagging": _tagged, "question_answering": _answered}.get(task.kind, _labelled)
     parts, cut = [], 0
     for start in range(0, len(dataset), _ROWS):
@@ -59,7 +62,7 @@ def encode(
 def _checked(dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, task: Task, max_length: int) -> int:
     """The length to cut at."""
     pair = not {"text_b", "context"}.isdisjoint(dataset.column_names)
-    running = task.kind == "language_modelling"
+    running = task.kind in _RUNNING
     least = 2 if running else tokenizer.num_special_tokens_to_add(pair=pair) + 1 + pair
     if max_length < least:
         cause = f"max_length {max_length} leaves no room for a text; this tokenizer needs {least} or more"
@@ -138,20 +141,23 @@ def _span(
     return (inside[0], inside[-1]) if whole else (0, 0)
 
 
-def _blocks(dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> datasets.Dataset:
+def _blocks(
+    dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, *, hidden: bool
+) -> datasets.Dataset:
     import datasets as hub
 
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    end = [] if tokenizer.eos_token_id is None or hidden else [tokenizer.eos_token_id]
     stream: list[int] = []
     for start in range(0, len(dataset), _ROWS):
         texts = dataset[start : start + _ROWS]["text"]
-        encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        encoded = tokenizer(texts, add_special_tokens=hidden, return_attention_mask=False, verbose=False)
         for tokens in encoded["input_ids"]:
             stream += tokens + end
     blocks = [stream[at : at + max_length] for at in range(0, len(stream), max_length)]
     if blocks and len(blocks[-1]) < 2:  # a single token has nothing to predict
         blocks.pop()
-    columns = {"input_ids": blocks, "attention_mask": [[1] * len(one) for one in blocks], "labels": blocks}
+    columns = {"input_ids": blocks, "attention_mask": [[1] * len(one) for one in blocks]}
+    columns |= {} if hidden else {"labels": blocks}
     return hub.Dataset.from_dict(columns, features=_features(columns, "language_modelling"))
 
 

@@ -14,7 +14,14 @@ from lissom.errors import LissomError
 if TYPE_CHECKING:
     import datasets
 
-Kind = Literal["classification", "regression", "tagging", "question_answering", "language_modelling"]
+Kind = Literal[
+    "classification",
+    "regression",
+    "tagging",
+    "question_answering",
+    "language_modelling",
+    "masked_language_modelling",  # running text for a model that names hidden tokens; `compress` says so, not the data
+]
 
 WHOLE = "all"  # the one split of data that came without splits
 
@@ -96,6 +103,7 @@ def metric(kind: Kind, name: str, labels: tuple[str, ...]) -> str:
         "regression": "pearson",
         "question_answering": "f1",
         "language_modelling": "perplexity",
+        "masked_language_modelling": "accuracy",
     }[kind]
     glue = _METRICS.get(re.sub(r"[^a-z]", "", re.split(r"[/:]", name.lower())[-1]), usual)
     fits = (glue == "pearson") == (kind == "regression") and (glue != "f1" or len(labels) == 2)

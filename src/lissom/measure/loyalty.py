@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from lissom.data import Task
 
-UNCOMPARED = ("regression", "language_modelling")
+UNCOMPARED = ("regression", "language_modelling", "masked_language_modelling")
 """Tasks whose answers have no labels and no probabilities."""
 
 _NAMES = ("label_loyalty", "probability_loyalty")

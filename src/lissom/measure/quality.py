@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lissom.errors import LissomError
+from lissom.measure.hidden import TEXTS, hidden_tokens
 from lissom.measure.questions import best_answers, word_overlap
 from lissom.measure.scores import Scores, additive, divide, ratio_of_sums
 from lissom.measure.tagging import span_counts
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from lissom.data import Task
     from lissom.runtime import Runner, Text
 
-Answers = Any  # logits (texts, classes) or (texts, words, tags), answer texts, or losses (windows, 2)
+Answers = Any  # logits (texts, classes) or (texts, words, tags), answer texts, or losses or counts (examples, 2)
 
 
 def texts_of(rows: datasets.Dataset, task: Task) -> list[Text]:
@@ -48,6 +49,8 @@ def answer(runner: Runner, texts: list[Text], task: Task, tokens_per_batch: int 
         return best_answers(runner, texts, tokens_per_batch)
     if task.kind == "language_modelling":
         return next_token_losses(runner, texts)
+    if task.kind == "masked_language_modelling":
+        return hidden_tokens(runner, texts)
     logits = runner.predict(texts, tokens_per_batch=tokens_per_batch)
     if task.kind == "regression" or not task.labels:
         return logits
@@ -59,7 +62,7 @@ def ask_for(kind: str) -> Callable[[Runner, Sequence[Text]], object]:
     """How a runner is asked where only its time or memory counts, for a kind of task."""
     if kind == "question_answering":
         return best_answers
-    return read_through if kind == "language_modelling" else lambda runner, texts: runner.predict(texts)
+    return read_through if kind.endswith("language_modelling") else lambda runner, texts: runner.predict(texts)
 
 
 def scores_of(answers: Answers, rows: datasets.Dataset, task: Task) -> list[Scores]:
@@ -117,12 +120,21 @@ def _modelled(losses: NDArray[Any], rows: datasets.Dataset, task: Task) -> list[
     return [additive("perplexity", losses, lambda sums: np.exp(ratio_of_sums(sums)), how)]
 
 
+def _unhidden(counts: NDArray[Any], rows: datasets.Dataset, task: Task) -> list[Scores]:
+    how = (
+        "Share of hidden tokens that the model names: 15 % of each text's, always the same ones, all behind the mask "
+        f"token, in at most {TEXTS} texts, which are the examples."
+    )
+    return [additive("accuracy", counts, ratio_of_sums, how)]
+
+
 _SCORES: dict[str, Callable[[Answers, datasets.Dataset, Task], list[Scores]]] = {
     "classification": _classified,
     "regression": _regressed,
     "tagging": _tagged,
     "question_answering": _answered,
     "language_modelling": _modelled,
+    "masked_language_modelling": _unhidden,
 }
 
 

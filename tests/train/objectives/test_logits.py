@@ -67,6 +67,15 @@ def test_next_tokens_leave_out_the_last_position_and_padding():
     assert value.item() == pytest.approx((1 + 4 + 9) / 6)
 
 
+def test_all_tokens_count_where_it_is_asked_for():
+    student = torch.zeros(2, 3, 2).tolist()
+    teacher = [[[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]], [[4.0, 0.0], [5.0, 0.0], [100.0, 0.0]]]
+    both = answers(student, teacher, TokenClassifierOutput, [[-100, 0, -100], [-100, -100, -100]])
+    assert Logits(loss="mse").value(both, NOTHING).item() == pytest.approx(4 / 2)
+    value = Logits(loss="mse", tokens="all").value(both, NOTHING)
+    assert value.item() == pytest.approx((1 + 4 + 9 + 16 + 25) / 5 / 2)
+
+
 def test_spans_are_distributions_over_real_positions():
     def output(start, end):
         return QuestionAnsweringModelOutput(start_logits=torch.tensor(start), end_logits=torch.tensor(end))

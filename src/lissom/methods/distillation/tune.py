@@ -9,13 +9,13 @@ meanwhile, and changes its structure at the end, one of `lissom.train.during`.
 from __future__ import annotations
 
 import dataclasses
-import logging
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 from pydantic import Field
 from typing_extensions import TypedDict
 
 from lissom.data import encode
+from lissom.data.hide import hidden_rows
 from lissom.errors import LissomError
 from lissom.methods.base import Given, Method, Need, Stage, check_gradients
 from lissom.methods.options import build
@@ -36,8 +36,6 @@ else:  # one key an objective, each optional: validation and schema follow the t
     While = TypedDict("While", DURING, total=False)
     While.__pydantic_config__ = {"extra": "forbid"}
 
-log = logging.getLogger(__name__)
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tune(Method):
@@ -54,10 +52,15 @@ class Tune(Method):
 
     epochs: Annotated[float, Field(gt=0, le=1000, description="passes over the training data")] = 2.0
     learning_rate: Annotated[float, Field(gt=0, le=1, description="its peak; it falls to zero at the end")] = 5e-5
-    batch_size: Annotated[int, Field(ge=1, le=65536, description="texts a step")] = 32
+    batch_size: Annotated[int, Field(ge=1, le=65536, description="texts a batch")] = 32
+    batch_tokens: Annotated[
+        int | None, Field(ge=1, description="tokens a batch, with padding, instead of batch_size texts")
+    ] = None
+    accumulate: Annotated[int, Field(ge=1, le=65536, description="batches a step")] = 1
     warmup: Annotated[float, Field(ge=0, lt=1, description="share of the steps in which the rate rises")] = 0.1
     weight_decay: Annotated[float, Field(ge=0, le=1, description="of AdamW, for matrices only")] = 0.01
     max_steps: Annotated[int | None, Field(ge=1, description="stop after so many steps, whatever epochs says")] = None
+    patience: Annotated[int | None, Field(ge=1, description="stop after so many epochs without a better score")] = None
     learn: Annotated[
         Learn | None,
         Field(description="objectives with their options; logits where there is a teacher, else task"),
@@ -77,7 +80,7 @@ class Tune(Method):
         return "; ".join(dict.fromkeys(one.speed for one in self._during())) or self.speed
 
     def check(self, anatomy: Anatomy, given: Given) -> None:
-        """Raises LSM-317 without tokenizer or teacher, 319 when nothing is learnt, 713 for int8 layers, 715 for states
+        """Raises LSM-317 without tokenizer, teacher or the scores that `patience` looks at, 319 when nothing is learnt, 713 for int8 layers, 715 for states
         or attention of two stacks, and what `Objective.check` and `During.check` raise."""
         check_gradients(anatomy)
         if given.tokenizer is None:
@@ -91,6 +94,10 @@ class Tune(Method):
                 cause = f"{name} compares one row of layers, and {anatomy.family} has an encoder and a decoder"
                 raise LissomError(715, cause, place="learn", remedy="Use logits.")
             objective.check(anatomy, given.tokenizer, teachers)
+        if self.patience is not None and given.data is not None and not self._judged(given):
+            cause = "patience looks at validation scores, and there are none"
+            remedy = "Give a validation split, and learn the task or the logits."
+            raise LissomError(317, cause, place="patience", remedy=remedy)
         for during in self._during():
             if during.teacher and given.teacher is None:
                 cause = f"{during.name} works with a teacher, and there is none"
@@ -110,15 +117,20 @@ class Tune(Method):
         for _, it in sorted(acting, key=lambda pair: pair[0].order):
             it.end(editor)
 
-    def apply(self, editor: Editor, given: Given) -> None:
-        """Train `editor.model` in place. Raises LSM-827 without rows, LSM-905 when the loss is NaN or infinite."""
+    def apply(self, editor: Editor, given: Given) -> dict[str, Any]:
+        """Train `editor.model` in place; the fields of `Trained`.
+
+        Raises LSM-827 without rows, LSM-905 when the loss is NaN or infinite.
+        """
         if given.data is None or given.tokenizer is None:
             raise LissomError(317, "there is no data or no tokenizer to train with", remedy="Give both.")
         task, tokenizer = given.data.task, given.tokenizer
         pad_id = tokenizer.pad_token_id or 0
         validate = None
-        if "validation" in given.data.splits and any(one.answers for one in self._objectives(given).values()):
+        if self._judged(given):
             rows = encode(given.data.split("validation"), tokenizer, task, given.max_length)
+            if task.kind == "masked_language_modelling":
+                rows = hidden_rows(rows, tokenizer, given.seed)
             validate = Validation.of(task, rows, pad_id)
         done = train(
             editor.model,
@@ -132,6 +144,9 @@ class Tune(Method):
             max_steps=self.max_steps,
             learning_rate=self.learning_rate,
             batch_size=self.batch_size,
+            batch_tokens=self.batch_tokens,
+            accumulate=self.accumulate,
+            patience=self.patience,
             warmup=self.warmup,
             weight_decay=self.weight_decay,
             seed=given.seed,
@@ -140,7 +155,12 @@ class Tune(Method):
             work=given.work,
             report=given.report,
         )
-        log.info("%s", done)
+        return dataclasses.asdict(done)
+
+    def _judged(self, given: Given) -> bool:
+        """Whether epochs are compared by a score on the validation split."""
+        there = given.data is not None and "validation" in given.data.splits
+        return there and any(one.answers for one in self._objectives(given).values())
 
     def _objectives(self, given: Given) -> dict[str, Objective]:
         """`learn`, validated, with the default filled in."""

@@ -8,6 +8,8 @@ from lissom.train.objectives.contrastive import Contrastive
 from lissom.train.objectives.embedding import Embedding
 from lissom.train.objectives.hidden import Hidden
 from lissom.train.objectives.logits import Logits
+from lissom.train.objectives.mixup import Mixup
+from lissom.train.objectives.mlm import MaskedTokens
 from lissom.train.objectives.on_policy import OnPolicy
 from lissom.train.objectives.relations import Relations
 from lissom.train.objectives.sequence import SequenceLevel
@@ -23,6 +25,8 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "attention": Attention,
     "relations": Relations,
     "contrastive": Contrastive,
+    "mixup": Mixup,
+    "mlm": MaskedTokens,
     "sequence": SequenceLevel,
     "on_policy": OnPolicy,
 }

@@ -82,6 +82,10 @@ class Logits(Objective):
     examples: Annotated[
         float, Field(gt=0, le=1, description="Share of the batch that counts: where the student is least sure.")
     ] = 1.0
+    tokens: Annotated[
+        Literal["labelled", "all"],
+        Field(description="Of the tokens of a text: those that have a label where some have one, or all."),
+    ] = "labelled"
 
     def check(
         self, anatomy: Anatomy, tokenizer: PreTrainedTokenizerBase | None, teachers: Sequence[PreTrainedModel]
@@ -120,6 +124,7 @@ class Logits(Objective):
         """Mean over the rows of `Answers.scores` that count, or over pairs of them."""
         import torch
 
+        answers = self._seen(answers)
         student = answers.scores(answers.student)
         teachers = [answers.scores(one) for one in answers.teachers]
         if not len(student):  # no labelled token in the batch; the mean of nothing would be NaN
@@ -137,6 +142,14 @@ class Logits(Objective):
         if self.examples < 1:
             rows = rows[_unsure(student, self.examples)]
         return rows.mean()
+
+    def _seen(self, answers: Answers) -> Answers:
+        """`answers`, without the labels of tokens where all tokens count."""
+        labels = answers.inputs.get("labels")
+        if self.tokens == "labelled" or labels is None or labels.dim() == 1:
+            return answers
+        inputs = {name: one for name, one in answers.inputs.items() if name != "labels"}
+        return dataclasses.replace(answers, inputs=inputs)
 
     def _distances(self, student: Tensor, teacher: Tensor, answers: Answers) -> Tensor:
         """(n,)"""

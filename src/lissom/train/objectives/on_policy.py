@@ -41,10 +41,9 @@ class OnPolicy(Objective):
     """Learns how the teacher would have gone on at each point of texts that the student makes; for causal models."""
 
     name: ClassVar[str] = "on_policy"
+    answers: ClassVar[bool] = True
     asks: ClassVar[bool] = True
-    source: ClassVar[str] = (
-        "Agarwal et al. 2024 (GKD), algorithm 1; MiniLLM and DistiLLM (2024)"
-    )
+    source: ClassVar[str] = "Agarwal et al. 2024 (GKD), algorithm 1; MiniLLM and DistiLLM (2024)"
 
     loss: Annotated[Divergence, Field(description="What is between the distributions of the next token.")] = "reverse"
     mix: Annotated[

@@ -39,6 +39,7 @@ class SequenceLevel(Objective):
     name: ClassVar[str] = "sequence"
     teacher: ClassVar[bool] = False  # it is asked before training, not in it
     labels: ClassVar[bool] = True
+    answers: ClassVar[bool] = True
     source: ClassVar[str] = "Kim and Rush 2016, section 3.2"
 
     prompt: Annotated[int, Field(ge=1, description="Tokens of each text that the teacher begins with.")] = 32
