@@ -16,6 +16,7 @@ row counts as a distribution of its own.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -23,7 +24,7 @@ from pydantic import Field
 from lissom.errors import LissomError
 from lissom.train.objectives.base import Answers, Objective, Read
 from lissom.train.objectives.layers import Block, pairs
-from lissom.train.objectives.positions import kl, squares
+from lissom.train.objectives.positions import by_head, kl, squares
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -116,10 +117,9 @@ class Attention(Objective):
 
 def scores(one: Projections) -> Tensor:
     """Q K^T / sqrt(head width), (batch, heads, seq, seq) float32."""
-    q = one.q.float().unflatten(-1, (one.heads, one.head_dim)).transpose(1, 2)
-    k = one.k.float().unflatten(-1, (one.kv_heads, one.head_dim)).transpose(1, 2)
+    q, k = by_head(one.q, one.heads), by_head(one.k, one.kv_heads)
     k = k.repeat_interleave(one.heads // one.kv_heads, dim=1)
-    return (q @ k.transpose(-1, -2)).float() / one.head_dim**0.5
+    return (q @ k.transpose(-1, -2)).float() / math.sqrt(one.head_dim)
 
 
 def _distributions(maps: Tensor, seen: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ tokens: s and t are the last states of a token, with a trained map where widths 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -70,7 +70,7 @@ class Contrastive(Objective):
         """Mean over the texts, or over the real tokens."""
         return self._tokens(answers, beside) if self.of == "tokens" else self._texts(answers, beside)
 
-    def _tokens(self, answers: Answers, beside: nn.Module) -> Tensor:
+    def _tokens(self, answers: Answers, beside: Any) -> Tensor:
         import torch
         from torch.nn import functional
 
@@ -82,16 +82,15 @@ class Contrastive(Objective):
         own = torch.arange(near.shape[1], device=near.device).expand(len(near), -1)
         return functional.cross_entropy(near[mask], own[mask])
 
-    def _texts(self, answers: Answers, beside: nn.Module) -> Tensor:
+    def _texts(self, answers: Answers, beside: Any) -> Tensor:
         import torch
         from torch.nn import functional
 
         mine = functional.normalize(beside.student(summary(answers.student, answers.mask)).float(), dim=-1)
         wanted = functional.normalize(beside.teacher(summary(answers.taught, answers.mask)).float(), dim=-1)
         classes = _classes(answers, len(mine))
-        queue, queued = cast("Tensor", beside.queue), cast("Tensor", beside.classes)
         filled = min(int(beside.seen), self.queue)
-        others, theirs = torch.cat([wanted, queue[:filled]]), torch.cat([classes, queued[:filled]])
+        others, theirs = torch.cat([wanted, beside.queue[:filled]]), torch.cat([classes, beside.classes[:filled]])
         alike = (classes[:, None] == theirs) & (classes[:, None] != _NO_CLASS)
         own = torch.arange(len(mine), device=mine.device)
         alike[own, own] = False
@@ -100,18 +99,17 @@ class Contrastive(Objective):
         self._keep(beside, wanted.detach(), classes)
         return loss
 
-    def _keep(self, beside: nn.Module, wanted: Tensor, classes: Tensor) -> None:
+    def _keep(self, beside: Any, wanted: Tensor, classes: Tensor) -> None:
         """Put the newest summaries in the place of the oldest."""
         import torch
 
         if not self.queue:
             return
         wanted, classes = wanted[-self.queue :], classes[-self.queue :]
-        seen = cast("Tensor", beside.seen)
-        places = (int(seen) + torch.arange(len(wanted), device=wanted.device)) % self.queue
-        cast("Tensor", beside.queue)[places] = wanted
-        cast("Tensor", beside.classes)[places] = classes
-        seen += len(wanted)
+        places = (int(beside.seen) + torch.arange(len(wanted), device=wanted.device)) % self.queue
+        beside.queue[places] = wanted
+        beside.classes[places] = classes
+        beside.seen += len(wanted)
 
 
 def summary(output: ModelOutput, mask: Tensor) -> Tensor:

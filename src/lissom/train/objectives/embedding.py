@@ -9,7 +9,7 @@ Source: Jiao et al. 2020 (TinyBERT), eq. 9. Differs: real tokens only.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lissom.train.objectives.base import Answers, Objective, Read
 from lissom.train.objectives.layers import states
@@ -40,7 +40,8 @@ class Embedding(Objective):
         """Mean over the real tokens and the width."""
         from torch.nn import functional
 
+        made: Any = beside
         student, teacher = (
             gather(states(one, self.name)[0], answers.mask, "tokens") for one in (answers.student, answers.taught)
         )
-        return functional.mse_loss(beside.width(student).float(), teacher)
+        return functional.mse_loss(made.width(student).float(), teacher)

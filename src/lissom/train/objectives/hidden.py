@@ -25,7 +25,7 @@ Differs from all: a mean over layers, where most sum, so that `weight` means the
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -98,13 +98,14 @@ class Hidden(Objective):
         """Mean over layers and rows; mse is a mean over the width as well."""
         import torch
 
+        made: Any = beside
         mask = answers.mask
         student, teacher = states(answers.student, self.name), states(answers.taught, self.name)
         depths = len(student) - 1, len(teacher) - 1
 
         def mine(m: int) -> Tensor:
             rows = gather(student[m], mask, self.at)
-            return rows if self.layers == "combine" else beside.width(rows).float()
+            return rows if self.layers == "combine" else made.width(rows).float()
 
         def wanted(n: int) -> Tensor:
             return gather(teacher[n], mask, self.at)
@@ -112,22 +113,22 @@ class Hidden(Objective):
         if self.layers == "combine":
             both = [
                 (mine(m), combine(torch.cat([wanted(n) for n in group], dim=-1)).float())
-                for m, (group, combine) in enumerate(zip(groups(*depths), beside.combine, strict=True), 1)
+                for m, (group, combine) in enumerate(zip(groups(*depths), made.combine, strict=True), 1)
             ]
         elif self.layers in ("attend", "transport"):
             ours = [mine(m) for m in range(1, depths[0] + 1)]
             every = torch.stack([wanted(n) for n in range(1, depths[1] + 1)])  # (teacher layers, rows, width)
             if self.layers == "transport":
                 costs = torch.stack([torch.stack([self._gap(one, other) for other in every]) for one in ours])
-                return moved(costs, beside.shares)
+                return moved(costs, made.shares)
             both = [(one, attended(one, every)) for one in ours]
         else:
-            both = [(mine(m), wanted(n)) for m, n in self._pairs(depths, answers.progress, beside)]
+            both = [(mine(m), wanted(n)) for m, n in self._pairs(depths, answers.progress, made)]
         return torch.stack([self._gap(one, other) for one, other in both]).mean()
 
-    def _pairs(self, depths: tuple[int, int], progress: float, beside: nn.Module) -> list[tuple[int, int]]:
+    def _pairs(self, depths: tuple[int, int], progress: float, made: Any) -> list[tuple[int, int]]:
         if self.layers == "random":
-            now = beside.drawn[min(int(progress * self.draws), self.draws - 1)]
+            now = made.drawn[min(int(progress * self.draws), self.draws - 1)]
             return list(enumerate(now.tolist(), 1))
         return list(pairs(self.layers, *depths, place=self.name))
 

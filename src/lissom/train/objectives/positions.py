@@ -32,6 +32,12 @@ def fit(student: int, teacher: int) -> nn.Module:
     return nn.Identity() if student == teacher else nn.Linear(student, teacher, bias=False)
 
 
+def by_head(x: Tensor, heads: int) -> Tensor:
+    """`x` (batch, seq, width), its width split into `heads`: (batch, heads, seq, width / heads) float32."""
+    batch, seq, width = x.shape
+    return x.float().reshape(batch, seq, heads, width // heads).transpose(1, 2)
+
+
 def squares(mine: Tensor, wanted: Tensor, seen: Tensor) -> Tensor:
     """Mean of (mine - wanted)², both (batch, heads, seq, seq), over the entries `seen` (broadcast to them)."""
     seen = seen.expand_as(mine)

@@ -23,7 +23,7 @@ from pydantic import Field
 from lissom.errors import LissomError
 from lissom.train.objectives.base import Answers, Objective, Read
 from lissom.train.objectives.layers import pairs, states
-from lissom.train.objectives.positions import kl
+from lissom.train.objectives.positions import by_head, kl
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -135,9 +135,8 @@ def related(x: Tensor, heads: int, mask: Tensor) -> Tensor:
 
     x: (batch, seq, width).  mask: (batch, seq), True at real tokens.
     """
-    split = x.float().masked_fill(~mask[..., None], 0.0).unflatten(-1, (heads, -1)).transpose(1, 2)
-    found: Tensor = split @ split.transpose(-1, -2)
-    return found.float() / split.shape[-1] ** 0.5
+    split = by_head(x.masked_fill(~mask[..., None], 0.0), heads)
+    return (split @ split.transpose(-1, -2)).float() / math.sqrt(split.shape[-1])
 
 
 def _kl(mine: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
@@ -145,7 +144,9 @@ def _kl(mine: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
 
 
 def _direction(mine: Tensor, wanted: Tensor) -> Tensor:
+    import torch
     from torch.nn import functional
 
     mine, wanted = (functional.normalize(one.flatten(start_dim=2), dim=-1) for one in (mine, wanted))
-    return (mine - wanted).norm(dim=-1).mean()
+    gap: Tensor = torch.linalg.vector_norm(mine - wanted, dim=-1)
+    return gap.mean()

@@ -81,4 +81,5 @@ def reweighed(unit: Array) -> Array:
 
 
 def _unit(weights: Array) -> Array:
-    return weights / weights.sum()
+    found: Array = weights / weights.sum()
+    return found
