@@ -127,8 +127,8 @@ def train(
         report=report,
     )
     with arguments.main_process_first(local=False):  # the others read what it wrote
-        for one in objectives.values():
-            rows = one.rewrite(rows, means)
+        for objective in objectives.values():
+            rows = objective.rewrite(rows, means)
     lengths, contents = _read(rows)
     plan = [schedule, batch_tokens, patience, processes.count(), learn, acts, contents, torch.__version__]
     held: datasets.Dataset | None = None

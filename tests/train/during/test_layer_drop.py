@@ -8,7 +8,6 @@ from lissom.anatomy import dissect
 from lissom.anatomy.dissect import stack_record
 from lissom.edits import Editor
 from lissom.errors import LissomError
-from lissom.train.during import DURING
 from lissom.train.during.layer_drop import LayerDrop
 from lissom.train.objectives import OBJECTIVES
 from lissom.train.ramp import Ramp
@@ -184,5 +183,6 @@ def test_it_changes_what_is_trained_in_decoders_too(tmp_path):
         assert not torch.equal(fresh.score.weight, dropped.score.weight)
 
 
-def test_attention_maps_of_dropped_layers_cannot_be_compared():
-    assert DURING["layer_drop"].hides == {"attentions", "projections"}
+def test_a_share_of_the_layers_stays(tmp_path):
+    model, _ = run(tmp_path, "bert", max_steps=1, during=[LayerDrop(probability=0.5, keep=0.3)])
+    assert model.config.num_hidden_layers == 1

@@ -12,6 +12,7 @@ from lissom.anatomy import dissect
 from lissom.edits import Editor
 from lissom.errors import LissomError
 from lissom.train.during.meta import Meta, teach
+from lissom.train.during.weights import transform, untransform
 from lissom.train.objectives import OBJECTIVES
 from lissom.train.run import train
 from lissom.train.score import Validation
@@ -221,3 +222,28 @@ def test_what_it_cannot_do_is_said_before_any_work(tmp_path):
         run(tmp_path, data=rows(count=1))
     with pytest.raises(LissomError, match="LSM-317 meta: the quiz needs labels"):
         run(tmp_path, data=rows().remove_columns("labels"), warmup=0.0)
+
+
+class Rounded(torch.autograd.Function):
+    """Has a backward pass only, as straight-through estimators have."""
+
+    @staticmethod
+    def forward(ctx, weight):
+        return weight.round(decimals=1)
+
+    @staticmethod
+    def backward(ctx, slope):
+        return slope
+
+
+def test_a_student_without_a_forward_derivative_is_refused():
+    student, teacher = models("bert")
+
+    class Through(torch.nn.Module):
+        def forward(self, weight):
+            return Rounded.apply(weight)
+
+    made = transform([student.classifier], lambda module, tensor: Through())
+    with pytest.raises(LissomError, match="LSM-715 meta: something that acts on the student has no forward derivative"):
+        teach(student, teacher, *batches(student), rate=0.05, temperature=2.0)
+    untransform(student, made, bake=False)

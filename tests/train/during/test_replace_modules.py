@@ -238,3 +238,11 @@ def test_a_recipe_is_told_what_it_lacks():
     step.check(dissect(student), Given(teacher=teacher, tokenizer=reader))
     with pytest.raises(LissomError, match="LSM-317 while: replace_modules works with a teacher"):
         step.check(dissect(student), Given(tokenizer=reader))
+
+
+@pytest.mark.parametrize("during", ["replace_modules", "layer_drop"])
+def test_attention_of_layers_that_do_not_run_cannot_be_learnt(during):
+    student, teacher = pair("bert")
+    step = Tune(learn={"attention": {}}, while_=({during: {}},))
+    with pytest.raises(LissomError, match=f"LSM-319 while: attention compares .*, which layers lack under {during}"):
+        step.check(dissect(student), Given(teacher=teacher, tokenizer=tiny.tokenizer()))

@@ -51,8 +51,8 @@ class LayerDrop(During):
         Field(description="of leaving a layer out, drawn in each forward; or a ramp over the run."),
     ] = 0.2
     keep: Annotated[
-        Annotated[int, Field(ge=1)] | None,
-        Field(description="how many layers of each stack stay at the end; null: all."),
+        Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] | None,
+        Field(description="how many layers of each stack stay at the end, or which share of them; null: all."),
     ] = None
     by: Annotated[Literal["every-other", "first", "last"], Field(description="which layers stay.")] = "every-other"
     stack: Annotated[str, Field(description="encoder or decoder; left out: every stack.")] = ""
@@ -63,11 +63,12 @@ class LayerDrop(During):
             layers = len(stack.order)
             if self.keep is None:
                 continue
-            if self.keep > layers:
+            count = edits.how_many(self.keep, layers)
+            if count > layers:
                 cause = f"keep {self.keep} of the {layers} layers of {stack.path}"
                 raise LissomError(318, cause, place="layer_drop.keep", remedy=f"Keep at most {layers}.")
             try:
-                edits.check_depth(anatomy.model, stack, edits.chosen(self.by, self.keep, layers))
+                edits.check_depth(anatomy.model, stack, edits.chosen(self.by, count, layers))
             except LissomError as error:
                 raise LissomError(318, error.cause, place="layer_drop.keep", remedy=error.remedy) from error
 
@@ -120,6 +121,7 @@ class _Dropping(Acting):
     def end(self, editor: Editor) -> None:
         """Drop the layers that are not kept."""
         keep = self.options.keep
-        for name, layers in self.stacks if keep is not None else ():
-            if keep is not None and keep < layers:
-                editor.apply(edits.KeepLayers(stack=name, keep=edits.chosen(self.options.by, keep, layers)))
+        for name, layers in self.stacks:
+            count = layers if keep is None else edits.how_many(keep, layers)
+            if count < layers:
+                editor.apply(edits.KeepLayers(stack=name, keep=edits.chosen(self.options.by, count, layers)))

@@ -180,7 +180,7 @@ def teach(
     batch, quiz: padded rows, the latter with labels.  rate: μ.
     """
     texts = {name: one for name, one in batch.items() if name not in LABELS}
-    own = {name: one for name, one in student.named_parameters() if one.requires_grad}
+    own: dict[str, Tensor] = {name: one for name, one in student.named_parameters() if one.requires_grad}
     taught = teacher(**texts)["logits"]
     answered = functional_call(student, own, kwargs=texts)["logits"]
     steps = _slopes(_distance(answered, taught.detach(), temperature), own)
@@ -189,7 +189,8 @@ def teach(
     answered, moved = _along(student, own, _slopes(examined, pilot), texts)
     answered.requires_grad_()
     (pull,) = torch.autograd.grad(_distance(answered, taught, temperature), answered, create_graph=True)
-    (-rate * (pull * moved).sum()).backward(inputs=[one for one in teacher.parameters() if one.requires_grad])
+    learnt = [one for one in teacher.parameters() if one.requires_grad]
+    torch.autograd.backward(-rate * (pull * moved).sum(), inputs=learnt)
 
 
 def _distance(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -211,12 +212,17 @@ def _slopes(loss: Tensor, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _along(
     student: PreTrainedModel, own: Mapping[str, Tensor], direction: Mapping[str, Tensor], texts: Mapping[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """The logits (batch, classes) and their derivative when the parameters `own` move in `direction`."""
-    with (
-        torch.no_grad(),
-        forward_ad.dual_level(),
-        sdpa_kernel(SDPBackend.MATH),
-    ):  # the fast kernels have no forward mode
-        duals = {name: forward_ad.make_dual(one.detach(), direction[name]) for name, one in own.items()}
-        found = forward_ad.unpack_dual(functional_call(student, duals, kwargs=dict(texts))["logits"])
+    """The logits (batch, classes) and their derivative when the parameters `own` move in `direction`.
+
+    Raises LSM-715 where something between the parameters and the logits has no such derivative.
+    """
+    ad: Any = forward_ad
+    # the fast kernels of attention have no forward mode
+    with torch.no_grad(), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
+        duals: dict[str, Tensor] = {name: ad.make_dual(one.detach(), direction[name]) for name, one in own.items()}
+        try:
+            found = ad.unpack_dual(functional_call(student, duals, kwargs=dict(texts))["logits"])
+        except NotImplementedError as error:
+            cause = "something that acts on the student has no forward derivative"
+            raise LissomError(715, cause, place="meta", remedy="Give meta a tune without the rest of while.") from error
         return found.primal.clone(), found.tangent.clone()

@@ -18,7 +18,7 @@ import copy
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 import torch
 from pydantic import Field
@@ -114,9 +114,9 @@ def _check_fit(student: nn.Module, mine: Stack, teacher: nn.Module, wanted: Stac
     if any(isinstance(module, Int8Linear) for module in teacher.modules()):
         cause = "no gradient goes through the teacher's layers, which are packed to int8"
         raise LissomError(713, cause, place="replace_modules", remedy="Use the teacher as it was before int8.")
-    kinds_of = [getattr(model.config, "layer_types", None) for model in (student, teacher)]
-    for i, group in enumerate(groups(count, layers) if all(kinds_of) else ()):
-        if {kinds_of[1][j] for j in group} != {kinds_of[0][i]}:
+    own, others = (list(getattr(model.config, "layer_types", None) or ()) for model in (student, teacher))
+    for i, group in enumerate(groups(count, layers) if own and others else ()):
+        if {others[j] for j in group} != {own[i]}:
             cause = f"layers {group.start} to {group.stop - 1} of the teacher do not all attend as layer {i} does"
             raise LissomError(715, cause, place="replace_modules", remedy="Keep as many layers as the teacher has.")
 
@@ -128,15 +128,16 @@ class _Replacing(Acting):
         self.turns: list[_Turns] = []
         anatomy = dissect(model)
         outside = _outside(anatomy)
-        self.handles = [one.register_post_accumulate_grad_hook(self._keep_still) for one in outside]
+        self.handles = [cast(Any, one).register_post_accumulate_grad_hook(self._keep_still) for one in outside]
         kind = model.config._attn_implementation
         both = _stacks(anatomy, dissect(teacher))
         # one copy of all: a layer of the teacher may be used in several places
         executed = [[teacher.get_submodule(wanted.blocks[i].path) for i in wanted.order] for _, wanted in both]
         self.stand_ins = frozen_copies(executed, kind)
-        for (mine, _), layers in zip(both, self.stand_ins, strict=True):
+        for (mine, _), copies in zip(both, self.stand_ins, strict=True):
             gives = stack_record(model, mine.name).gives or ()
-            cut = [list(layers)[group.start : group.stop] for group in groups(len(mine.order), len(layers))]
+            layers = list(cast("nn.ModuleList", copies))
+            cut = [layers[group.start : group.stop] for group in groups(len(mine.order), len(layers))]
             for block in mine.blocks:
                 module = model.get_submodule(block.path)
                 turns = _Turns([cut[i] for i, number in enumerate(mine.order) if number == block.index])
