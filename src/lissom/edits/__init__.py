@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from lissom.edits.depth import KeepLayers, ShareLayers, check_depth, chosen
+from lissom.edits.depth import KeepLayers, ShareLayers, check_depth, chosen, how_many
 from lissom.edits.edit import EDIT_MISFIT, Edit, Record
 from lissom.edits.editor import Editor
 from lissom.edits.linear import Factorize, Pack, PackBits
@@ -56,4 +56,5 @@ __all__ = [
     "check_depth",
     "chosen",
     "edit_from_json",
+    "how_many",
 ]

@@ -49,8 +49,13 @@ class KeepLayers(Edit):
             _set_depth(own, record.own_depth_key, self.keep)
 
 
+def how_many(keep: float, layers: int) -> int:
+    """How many of `layers` layers stay: `keep` itself, or that share of them (a float), rounded, at least one."""
+    return keep if isinstance(keep, int) else max(1, round(keep * layers))
+
+
 def chosen(by: Literal["first", "last", "every-other"], count: int, layers: int) -> tuple[int, ...]:
-    """The numbers of `count` of `layers` layers, ascending. every-other: at equal distances, the first one among them."""
+    """The numbers of `count` of `layers` layers, ascending. every-other: at equal distances, the first among them."""
     return {
         "first": tuple(range(count)),
         "last": tuple(range(layers - count, layers)),

@@ -66,15 +66,10 @@ class KeepLayers(Method):
         """The layers that stay; empty where texts decide."""
         if isinstance(self.keep, tuple):
             return self.keep
-        count = self._count(layers)
+        count = edits.how_many(self.keep, layers)
         if self.by == "importance":
             return tuple(range(layers)) if count == layers else ()
         return edits.chosen(self.by, count, layers)
-
-    def _count(self, layers: int) -> int:
-        """How many of `layers` stay."""
-        share = isinstance(self.keep, float)
-        return max(1, round(cast("float", self.keep) * layers)) if share else cast("int", self.keep)
 
     def _most_important(self, editor: Editor, stack: Stack, given: Given) -> tuple[int, ...]:
         from lissom.stats.batches import calibration_batches
@@ -91,4 +86,4 @@ class KeepLayers(Method):
             device=given.device,
         )
         influence = block_influence(editor.model, stack, batches)
-        return tuple(sorted(influence.topk(self._count(len(influence))).indices.tolist()))
+        return tuple(sorted(influence.topk(edits.how_many(cast("float", self.keep), len(influence))).indices.tolist()))

@@ -79,7 +79,8 @@ class Nested(nn.Module):
         if width == 1.0:
             return weight
         closed = len(self.scores) - max(1, int(width * len(self.scores) + 0.5))
-        return weight * self.along((~lowest(self.scores, closed / len(self.scores))).to(weight.dtype))
+        kept: Tensor = self.along((~lowest(self.scores, closed / len(self.scores))).to(weight.dtype))
+        return weight * kept
 
 
 class _Nesting(Acting):
