@@ -63,12 +63,11 @@ class Hidden(Objective):
     loss: Annotated[
         Literal["mse", "cosine", "normalised"],
         Field(
-            description="mse; 1 - cosine, which ignores the size of the states; or mse of states of length 1, summed."
+            description="mse; 1 - cosine, which ignores the states' size; or squared distance of states of length 1."
         ),
     ] = "mse"
     draws: Annotated[
-        int,
-        Field(ge=1, le=10000, description="How many times random draws its layers in the run; they last equally long."),
+        int, Field(ge=1, le=10000, description="How many times random draws its layers in a run, at equal distances.")
     ] = 10
 
     def begin(self, answers: Answers) -> nn.Module:
