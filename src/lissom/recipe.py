@@ -41,6 +41,7 @@ class StepRecord(TypedDict):
     seconds: float
     before: int  # parameters
     after: int
+    did: dict[str, Any]  # what `Method.apply` said about it; empty for most
 
 
 class Entry(TypedDict):
@@ -145,7 +146,7 @@ class Recipe:
             part.report("", 0.0)
             before, start = parameters(editor.model), time.perf_counter()
             try:
-                step.apply(editor, dataclasses.replace(given, report=part.report))
+                did = step.apply(editor, dataclasses.replace(given, report=part.report))
             except LissomError as error:
                 raise _within(error, place) from error
             _finite(editor.model, f"after {place}")
@@ -157,6 +158,7 @@ class Recipe:
                     "seconds": time.perf_counter() - start,
                     "before": before,
                     "after": parameters(editor.model),
+                    "did": did or {},
                 }
             )
         return records

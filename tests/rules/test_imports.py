@@ -28,6 +28,7 @@ LAYERS = (
     {"plan", "check", "doctor"},
     {"search", "demo"},
     {"cli"},
+    {"__main__"},
 )
 PARTS = {"bridge": "store"}
 """Module -> the package whose part it is: the bridge stands outside because importing `store` would load torch."""

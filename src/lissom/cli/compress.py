@@ -79,8 +79,9 @@ def command(
             work=work,
             report=report,
         )
-        done.save(out, force=force)
-    if page is not None:
+        if say.first:
+            done.save(out, force=force)
+    if page is not None and say.first:
         done.report(page)
     rows = [row.as_dict() for row in done.rows]
     verdicts = [{"met": one.met, "text": one.text} for one in done.verdicts]
@@ -89,10 +90,21 @@ def command(
         say.print(out)
     else:
         show(say, rows)
+        for step in done.steps:
+            if step["did"]:
+                say.note(f"{step['name']}: {told(step['did'])}")
         say.print("", *(f"gate {'met' if one.met else 'NOT MET'}: {one.text}" for one in done.verdicts))
         folder, beside = shlex.quote(out), shlex.quote(f"{out.rstrip('/')}-onnx")
         say.note(f"Next: lissom export {folder} --to onnx --out {beside}")
     require(done.verdicts)
+
+
+def told(did: dict[str, Any]) -> str:
+    """What a step says about itself, on one line: names and values, without those that it does not know."""
+    known = {
+        name: f"{value:.4g}" if type(value) is float else value for name, value in did.items() if value is not None
+    }
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in known.items())
 
 
 def show(say: Output, rows: list[dict[str, Any]]) -> None:

@@ -22,8 +22,11 @@ from lissom.cli.output import Output
 @options.out("The folder to write.")
 @click.option("--epochs", type=click.FloatRange(0, 1000, min_open=True), default=2.0, show_default=True)
 @click.option("--learning-rate", type=click.FloatRange(0, 1, min_open=True), default=5e-5, show_default=True)
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Texts a batch.")
+@click.option("--batch-tokens", type=click.IntRange(1), help="Tokens a batch, with padding, instead of --batch-size.")
+@click.option("--accumulate", type=click.IntRange(1), default=1, show_default=True, help="Batches a step.")
 @click.option("--max-steps", type=click.IntRange(1), help="Stop after so many steps, whatever --epochs says.")
+@click.option("--patience", type=click.IntRange(1), help="Stop after so many epochs without a better score.")
 @options.force
 @options.seed
 @options.threads
@@ -39,7 +42,10 @@ def command(
     epochs: float,
     learning_rate: float,
     batch_size: int,
+    batch_tokens: int | None,
+    accumulate: int,
     max_steps: int | None,
+    patience: int | None,
     force: bool,
     seed: int,
     threads: int | None,
@@ -64,15 +70,20 @@ def command(
             epochs=epochs,
             learning_rate=learning_rate,
             batch_size=batch_size,
+            batch_tokens=batch_tokens,
+            accumulate=accumulate,
             max_steps=max_steps,
+            patience=patience,
             seed=seed,
             device=options.prepared(device, threads),
             max_length=max_length,
             work=work,
             report=report,
         )
-        save(made, Path(out), tokenizer=tokenizer, base=None if Path(model).exists() else model, force=force)
+        if say.first:
+            save(made, Path(out), tokenizer=tokenizer, base=None if Path(model).exists() else model, force=force)
     score = "" if done.score is None else f", {found.task.metric} {done.score:.4f} on validation"
+    best = "" if done.best_step is None else f" at step {done.best_step}"
     say.result(
         {
             "model": out,
@@ -80,6 +91,10 @@ def command(
             "best_step": done.best_step,
             "metric": found.task.metric,
             "score": done.score,
+            "resumed": done.resumed,
+            "rows_per_step": done.rows_per_step,
+            "rows_per_second": done.rows_per_second,
+            "bf16": done.bf16,
         },
-        out if say.quiet else f"{out}: {done.steps} steps{score}",
+        out if say.quiet else f"{out}: {done.steps} steps{score}{best}, {done.rows_per_second:.4g} rows/s",
     )

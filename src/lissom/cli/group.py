@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 
 from lissom import __version__
-from lissom.cli.output import Output
+from lissom.cli.output import Output, first
 from lissom.errors import LissomError, nearest
 
 VERBS = (
@@ -29,6 +30,7 @@ VERBS = (
 )
 
 
+_TRAINING = ("finetune", "compress")  # several processes do these together; the others are done by the first alone
 _HELP = ["-h", "--help"]
 
 
@@ -48,6 +50,15 @@ class Verb(click.Command):
                 ["-q", "--quiet"], is_flag=True, expose_value=False, callback=_hush, help="No notes and no progress."
             ),
         ]
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """As click does it, in the processes that this verb is for."""
+        if self.name not in _TRAINING:
+            if not first():
+                return None
+            for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+                os.environ.pop(name, None)
+        return super().invoke(ctx)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The examples, as they are."""
@@ -104,4 +115,4 @@ def group() -> None:
 def _hush(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
     out = ctx.find_object(Output)
     if out is not None:
-        out.quiet = value
+        out.quiet = out.quiet or value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
+from lissom.cli.output import first
 from lissom.errors import LissomError
 
 _Command = TypeVar("_Command", bound=Callable[..., Any] | click.Command)
@@ -45,24 +47,29 @@ def out(what: str) -> Callable[[_Command], _Command]:
 
 
 def prepared(name: str, count: int | None) -> str:
-    """The device that `--device` means, with torch set to `--threads`."""
+    """The device that `--device` means, with torch set to `--threads`, and to one of several devices by `torchrun`."""
     import torch
 
     from lissom.runtime import best_device
 
     if count is not None:
         torch.set_num_threads(count)
-    return best_device() if name == "auto" else name
+    found = best_device() if name == "auto" else name
+    if found == "cuda" and "LOCAL_RANK" in os.environ:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    return found
 
 
 @contextmanager
 def working_folder(target: str, force: bool, *, reads: Sequence[str | None] = ()) -> Iterator[Path]:
     """A folder beside `target` for checkpoints, which stays when the work is interrupted, and goes when it is done.
 
+    Of several processes the first one checks and removes; the others work in the same folder.
     Raises LissomError as `check_folder` before any work, 603 when nothing can be written there.
     """
-    check_folder(target, force, reads=reads)
     final = Path(target)
+    if first():
+        check_folder(target, force, reads=reads)
     work = final.with_name(f".{final.name}.unfinished")
     try:
         work.mkdir(parents=True, exist_ok=True)
@@ -72,10 +79,11 @@ def working_folder(target: str, force: bool, *, reads: Sequence[str | None] = ()
     try:
         yield work
     except BaseException:
-        if not any(work.iterdir()):  # nothing to go on from
+        if first() and not any(work.iterdir()):  # nothing to go on from
             work.rmdir()
         raise
-    shutil.rmtree(work, ignore_errors=True)
+    if first():
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def check_folder(target: str, force: bool, *, reads: Sequence[str | None] = ()) -> None:

@@ -28,14 +28,16 @@ class Output:
     """The streams of one command.
 
     json: print one document on stdout and nothing else there.  quiet: no notes and no progress.
+    first: whether this process writes and speaks; of several that `torchrun` started, one does. Errors are all heard.
     While entered, what libraries print goes to stderr and lissom's log is shown as notes.
     """
 
     def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
         self.json = json
-        self.quiet = quiet
+        self.first = first()
+        self.quiet = quiet or not self.first
         self._document: dict[str, Any] = {}
-        self._stdout: TextIO = _writable(sys.stdout)
+        self._stdout: TextIO = _writable(sys.stdout if self.first else None)
         self._console: Console | None = None
         self._redirect = redirect_stdout(sys.stderr)
         self._log = _Notes(self)
@@ -142,6 +144,11 @@ class Output:
             self._console = None
 
 
+def first() -> bool:
+    """Whether this process is the only one, or the first of those that `torchrun` started."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
+
+
 def left(elapsed: float, fraction: float) -> str:
     """How long the rest takes at the rate so far: "about 2 min 10 s left"; empty while that is a guess."""
     if fraction <= 0.01 or elapsed < 2 or fraction >= 1:
@@ -176,7 +183,7 @@ class _Notes(logging.Handler):
 
 
 def _writable(stream: TextIO | None) -> TextIO:
-    """A stream for results: nowhere when the caller closed it; what its encoding lacks is written as an escape."""
+    """A stream for results: nowhere when there is none; what its encoding lacks is written as an escape."""
     if stream is None:
         return Path(os.devnull).open("w", encoding="utf-8")
     if isinstance(stream, io.TextIOWrapper):

@@ -89,8 +89,11 @@ class Method(ABC):
         """Raise `LissomError` when this step cannot work on this model with what is given."""
 
     @abstractmethod
-    def apply(self, editor: Editor, given: Given) -> None:
-        """Change the model that `editor` holds, in place."""
+    def apply(self, editor: Editor, given: Given) -> dict[str, Any] | None:
+        """Change the model that `editor` holds, in place.
+
+        What it gives back, if anything, says in JSON values how it went: `did` in the record of the step.
+        """
 
     def preview(self, editor: Editor, given: Given) -> None:
         """Leave the structure that `apply` leaves, for `plan`: in seconds, whatever the numbers."""

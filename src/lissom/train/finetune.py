@@ -41,7 +41,10 @@ def finetune(
     epochs: float = 2.0,
     learning_rate: float = 5e-5,
     batch_size: int = 32,
+    batch_tokens: int | None = None,
+    accumulate: int = 1,
     max_steps: int | None = None,
+    patience: int | None = None,
     seed: int = 0,
     device: str = "cpu",
     max_length: int = 128,
@@ -50,7 +53,8 @@ def finetune(
 ) -> tuple[PreTrainedModel, Trained]:
     """A model for the task of `data`, trained on its train split; and what the run did. `model` stays as it is.
 
-    With a validation split the weights of the best epoch are kept. An interrupted run continues from `work`.
+    With a validation split the weights of the best epoch are kept. An interrupted run continues from `work`. Options are
+    those of `train`.
     Raises LissomError LSM-716 when there is no head of this kind for the model, and those of `train`.
     """
     made = with_head(model, data.task, seed=seed, pad_id=tokenizer.pad_token_id)
@@ -69,6 +73,9 @@ def finetune(
         max_steps=max_steps,
         learning_rate=learning_rate,
         batch_size=batch_size,
+        batch_tokens=batch_tokens,
+        accumulate=accumulate,
+        patience=patience,
         seed=seed,
         device=device,
         pad_id=pad_id,

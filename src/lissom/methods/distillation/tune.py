@@ -80,8 +80,9 @@ class Tune(Method):
         return "; ".join(dict.fromkeys(one.speed for one in self._during())) or self.speed
 
     def check(self, anatomy: Anatomy, given: Given) -> None:
-        """Raises LSM-317 without tokenizer, teacher or the scores that `patience` looks at, 319 when nothing is learnt, 713 for int8 layers, 715 for states
-        or attention of two stacks, and what `Objective.check` and `During.check` raise."""
+        """Raises LSM-317 without tokenizer, teacher or the scores that `patience` looks at, 319 when nothing is learnt,
+        713 for int8 layers, 715 for states or attention of two stacks, and what `Objective.check` and `During.check`
+        raise."""
         check_gradients(anatomy)
         if given.tokenizer is None:
             raise LissomError(317, "there is no tokenizer to read the training data with", remedy="Give one.")
