@@ -29,13 +29,15 @@ def pack_codes(codes: Tensor, bits: int) -> Tensor:
     """Whole numbers (rows, columns) in `bits` bits each: int8 bytes, (rows, ceil(columns · bits / 8))."""
     numbers = (codes.to(torch.int16) + 1) // 2 if bits == 1 else codes.to(torch.int16) + 2 ** (bits - 1)
     each = 8 // bits
-    filled = F.pad(numbers, (0, -numbers.shape[1] % each)).unflatten(1, (-1, each))
-    return (filled << _shifts(bits, codes.device)).sum(-1).to(torch.uint8).view(torch.int8)
+    filled = F.pad(numbers, (0, -numbers.shape[1] % each)).reshape(len(codes), -1, each)
+    shifted = torch.bitwise_left_shift(filled, _shifts(bits, codes.device))
+    return shifted.sum(-1).to(torch.uint8).view(torch.int8)
 
 
 def unpack_codes(packed: Tensor, columns: int, bits: int) -> Tensor:
     """What `pack_codes` was given, as int8. packed: (..., bytes). Returns (..., columns)."""
-    numbers = packed.view(torch.uint8)[..., None].to(torch.int16) >> _shifts(bits, packed.device) & 2**bits - 1
+    wide = packed.view(torch.uint8)[..., None].to(torch.int16)
+    numbers = torch.bitwise_right_shift(wide, _shifts(bits, packed.device)).bitwise_and(2**bits - 1)
     numbers = numbers.flatten(-2)[..., :columns]
     return (2 * numbers - 1 if bits == 1 else numbers - 2 ** (bits - 1)).to(torch.int8)
 
