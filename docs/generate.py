@@ -175,6 +175,11 @@ def _value(part: dict[str, Any], whole: dict[str, Any]) -> str:
 def _default(value: Any) -> str:
     import json
 
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        given = {one.name: getattr(value, one.name) for one in dataclasses.fields(value)}
+        own = {one.name: one.default for one in dataclasses.fields(value)}
+        said = ", ".join(f"{name}: {json.dumps(one)}" for name, one in given.items() if one != own[name])
+        return f"`{{{said}}}`"
     return "required" if value is dataclasses.MISSING else f"`{json.dumps(value)}`"
 
 
