@@ -9,7 +9,7 @@ it gets penalty · the expected number of open gates. In the last part of the ru
 z = clip(sigmoid(a) · 1.2 - 0.1, 0, 1); those with the lowest a are closed until the target is met.
 gates: l1 trains plain factors z = c that start at 1, with the penalty on the sum of |c|; those with the lowest |c| go.
 Sources: Louizos et al. 2018, eq. 10 to 13; Voita et al. 2019 (heads); McCarley et al. 2019 (heads and neurons); Wang et
-al. 2020, eq. 7; Xia et al. 2022 (CoFi), section 3.1; Chen et al. 2021 (EarlyBERT) for l1. Ours: one draw a batch; the
+al. 2020 (FLOP); Xia et al. 2022 (CoFi), section 3.1; Chen et al. 2021 (EarlyBERT) for l1. Ours: the
 gates act on the weights behind them, which is the same; the closing at the end; CoFi's gates on the hidden size are
 missing, because no edit removes it.
 """

@@ -6,7 +6,7 @@
 Removed weights are set to zero after each step. With magnitude they get no gradient and stay zero; with platon they get
 one, and come back when they have become important.
 Sources: Zhu and Gupta 2017, section 3; See et al. 2016 (how to rank); Gordon et al. 2020 (Compressing BERT); Zhang et
-al. 2022 (PLATON), eq. 5 to 9; Zafrir et al. 2021 (Prune once for all) for locked. Ours: Zhu and Gupta keep the values
+al. 2022 (PLATON), section 3; Zafrir et al. 2021 (Prune once for all) for locked. Ours: Zhu and Gupta keep the values
 behind their masks and may bring them back.
 """
 
@@ -40,11 +40,13 @@ class Magnitude(During):
     """Remove the share `sparsity` of the weights of the linear maps in the blocks, or keep the zeros that are there."""
 
     name: ClassVar[str] = "magnitude"
-    source: ClassVar[str] = "Zhu and Gupta 2017, section 3; See et al. 2016; Zhang et al. 2022, eq. 5 to 9"
-    speed: ClassVar[str] = "no faster: zeros make no dense engine faster"
+    source: ClassVar[str] = "Zhu and Gupta 2017, section 3; See et al. 2016; Zhang et al. 2022, section 3"
+    speed: ClassVar[str] = "no faster: no dense engine skips zeros"
     order: ClassVar[int] = 70
 
-    sparsity: Annotated[float, Field(ge=0, lt=1, description="share of these weights that is removed at the end")] = 0.5
+    sparsity: Annotated[
+        float, Field(ge=0, lt=1, description="share of the weights in the blocks that is removed at the end")
+    ] = 0.5
     by: Annotated[
         Literal["magnitude", "platon"],
         Field(description="|w|, or PLATON's importance times its uncertainty, from gradients"),

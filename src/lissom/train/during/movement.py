@@ -4,7 +4,7 @@
 
 S starts at zero and is trained beside the weights; by its gradient it sums up how much each weight moved away from
 zero. mask keeps the highest S; with soft those with sigmoid(S) above a threshold, and a penalty pulls S down.
-Sources: Sanh et al. 2020, "Movement pruning", sections 4 and 5; Lagunas et al. 2021, "Block pruning for faster
+Sources: Sanh et al. 2020, "Movement pruning", section 4; Lagunas et al. 2021, "Block pruning for faster
 transformers", section 3, for blocks, heads and neurons. Ours: the mask is chosen `refreshes` times, not at every step;
 the soft form ends with the mask that removes exactly `sparsity`; a head's score is that of the columns of o alone,
 which are its only way out.
@@ -38,14 +38,16 @@ class Movement(During):
     """Remove the share `sparsity` of the weights of the linear maps in the blocks."""
 
     name: ClassVar[str] = "movement"
-    source: ClassVar[str] = "Sanh et al. 2020, sections 4 and 5; Lagunas et al. 2021, section 3"
+    source: ClassVar[str] = "Sanh et al. 2020, section 4; Lagunas et al. 2021, section 3"
     speed: ClassVar[str] = (
-        "zeros make no dense engine faster; with of: blocks or heads_and_neurons it is faster by the heads and neurons "
-        "that go"
+        "no faster by zeros, which no dense engine skips; with of: blocks or heads_and_neurons faster by the heads and "
+        "neurons that go"
     )
     order: ClassVar[int] = 30
 
-    sparsity: Annotated[float, Field(ge=0, lt=1, description="share of these weights that is removed at the end")] = 0.5
+    sparsity: Annotated[
+        float, Field(ge=0, lt=1, description="share of the weights in the blocks that is removed at the end")
+    ] = 0.5
     of: Annotated[
         Literal["weights", "blocks", "heads_and_neurons"],
         Field(description="what has a score: a weight; a square in attention or a neuron; a head or a neuron"),
@@ -56,7 +58,7 @@ class Movement(During):
         Field(description="rank within each matrix (or layer), or over the model; soft ranks over the model"),
     ] = "matrix"
     soft: Annotated[bool, Field(description="a threshold and a penalty choose how much each matrix loses")] = False
-    threshold: Annotated[float, Field(ge=0, le=0.5, description="soft: keep where sigmoid(S) is above it")] = 0.1
+    threshold: Annotated[float, Field(ge=0, lt=0.5, description="soft: keep where sigmoid(S) is above it")] = 0.1
     penalty: Annotated[
         float, Field(ge=0, description="soft: weight of the mean of sigmoid(S), while too few weights are removed")
     ] = 100.0
