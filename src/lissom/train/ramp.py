@@ -46,5 +46,15 @@ def _shares(ramp: Ramp) -> Ramp:
     return ramp
 
 
+def _positive(ramp: Ramp) -> Ramp:
+    if ramp.start <= 0 or ramp.end <= 0:
+        raise ValueError("start and end lie above 0")
+    return ramp
+
+
 Probability = _Share | Annotated[Ramp, AfterValidator(_shares)]
 """The type of an option: a probability, or a ramp of it."""
+Positive = Annotated[float, Field(gt=0)] | Annotated[Ramp, AfterValidator(_positive)]
+"""The type of an option: a number above 0, or a ramp of such numbers."""
+Temperature = Annotated[float, Field(gt=0, le=100)] | Annotated[Ramp, AfterValidator(_positive)]
+"""The type of an option: what scores are divided by before a softmax, or a ramp of it."""

@@ -63,6 +63,7 @@ def test_the_recipe_of_the_design_reads():
         ),
         ({"logits": {"weight": 0}}, "LSM-314 learn.logits.weight: learn.logits.weight 0 is outside 0 and above"),
         ({"hidden": {"layers": [[1, -2]]}}, "learn.hidden.layers.0.1 -2 is outside 0 and above."),
+        ({"logits": {"temperature": {"start": 0, "end": 1}}}, "start and end lie above 0"),
         ({"hidden": {"layers": "unifrom"}}, 'Did you mean "uniform"?'),
         ({}, f"LSM-319 learn: learn names no objective. Known: {', '.join(OBJECTIVES)}."),
     ],

@@ -33,7 +33,7 @@ from pydantic import Field
 from lissom.errors import LissomError
 from lissom.train.divergence import MIXING, Divergence, blended, divergence
 from lissom.train.objectives.base import Answers, Objective
-from lissom.train.ramp import Ramp, at
+from lissom.train.ramp import Positive, Ramp, Temperature, at
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -56,11 +56,11 @@ class Logits(Objective):
     )
 
     temperature: Annotated[
-        Annotated[float, Field(gt=0, le=100)] | Ramp,
+        Temperature,
         Field(description="Softens the scores of both, but not in mse: higher shows more of small scores."),
     ] = 2.0
     loss: Annotated[
-        Divergence | Literal["mse", "rank"],
+        Literal["kl", "reverse", "js", "skew", "skew_reverse", "mse", "rank"],
         Field(description="A divergence of the distributions, mse between the logits, or rank: who comes before whom."),
     ] = "kl"
     mix: Annotated[
@@ -68,7 +68,7 @@ class Logits(Objective):
         Field(gt=0, lt=1, description="Share of the teacher in js (0.5), of the first side in skew (0.1)."),
     ] = None
     scale: Annotated[
-        Annotated[float, Field(gt=0)] | Ramp,
+        Positive,
         Field(description="In mse: factor of the teacher's logits; annealed by {start: 0.1, end: 1.0}."),
     ] = 1.0
     margin: Annotated[

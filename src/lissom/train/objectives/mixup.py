@@ -22,7 +22,7 @@ from pydantic import Field
 from lissom.errors import LissomError
 from lissom.train.objectives.base import Answers, Objective
 from lissom.train.objectives.logits import Logits
-from lissom.train.ramp import Ramp
+from lissom.train.ramp import Temperature
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -45,9 +45,7 @@ class Mixup(Objective):
     loss: Annotated[
         Literal["mse", "kl"], Field(description="mse between the logits, or kl between the distributions.")
     ] = "mse"
-    temperature: Annotated[
-        Annotated[float, Field(gt=0, le=100)] | Ramp, Field(description="Softens the scores of both in kl.")
-    ] = 1.0
+    temperature: Annotated[Temperature, Field(description="Softens the scores of both in kl.")] = 1.0
     hard: Annotated[float, Field(ge=0, description="Factor of the loss with mixed labels, if there are any.")] = 1.0
 
     def check(

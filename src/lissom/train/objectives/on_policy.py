@@ -26,7 +26,7 @@ from lissom.errors import LissomError
 from lissom.train.divergence import MIXING, Divergence
 from lissom.train.objectives.base import Answers, Objective
 from lissom.train.objectives.logits import Logits
-from lissom.train.ramp import Ramp
+from lissom.train.ramp import Temperature
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -50,9 +50,7 @@ class OnPolicy(Objective):
         float | None,
         Field(gt=0, lt=1, description="Share of the teacher in js (0.5), of the first side in skew (0.1)."),
     ] = None
-    temperature: Annotated[
-        Annotated[float, Field(gt=0, le=100)] | Ramp, Field(description="Softens the scores of both; not the drawing.")
-    ] = 1.0
+    temperature: Annotated[Temperature, Field(description="Softens the scores of both; not the drawing.")] = 1.0
     share: Annotated[
         float, Field(ge=0, le=1, description="Probability that a batch is made by the student; else it is the data's.")
     ] = 0.5
