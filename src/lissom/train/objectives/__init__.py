@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lissom.train.objectives.attention import Attention
 from lissom.train.objectives.base import Answers, Objective
+from lissom.train.objectives.contextual import Contextual
 from lissom.train.objectives.contrastive import Contrastive
 from lissom.train.objectives.embedding import Embedding
 from lissom.train.objectives.hidden import Hidden
@@ -14,6 +15,7 @@ from lissom.train.objectives.on_policy import OnPolicy
 from lissom.train.objectives.relations import Relations
 from lissom.train.objectives.sequence import SequenceLevel
 from lissom.train.objectives.task import Task
+from lissom.train.objectives.universal import Universal
 
 __all__ = ["OBJECTIVES", "Answers", "Objective"]
 
@@ -24,7 +26,9 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "embedding": Embedding,
     "attention": Attention,
     "relations": Relations,
+    "contextual": Contextual,
     "contrastive": Contrastive,
+    "universal": Universal,
     "mixup": Mixup,
     "mlm": MaskedTokens,
     "sequence": SequenceLevel,
