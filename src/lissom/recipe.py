@@ -239,9 +239,11 @@ def catalogue() -> list[Entry]:
 
 
 def parameters(model: PreTrainedModel) -> int:
-    """Numbers that a saved model holds, shared ones once; packed int8 weights and their scales count like any other."""
-    stored = model.state_dict().keys()
-    packed = sum(buffer.numel() for name, buffer in model.named_buffers() if name in stored)
+    """Numbers that a saved model holds, shared ones once; packed weights and their scales count like any other."""
+    from lissom.nn.low_bit import weights_held
+
+    stored, held = model.state_dict().keys(), weights_held(model)
+    packed = sum(held.get(id(one), one.numel()) for name, one in model.named_buffers() if name in stored)
     return packed + sum(p.numel() for p in model.parameters())
 
 
