@@ -43,12 +43,14 @@ SHARED = {
     602: "the disk is full",
     603: "not allowed to write",
     715: "no row of hidden states",
+    737: "the model predicts no tokens of running text",
     801: "the data is not there or is no data",
     809: "no rows",
     813: "labels that are no classes",
     818: "a column",
     824: "no room for a text",
     843: "nothing to compare",
+    853: "there is no running text to predict",
     901: "NaN or infinity in weights or answers",
 }
 """Codes that several files raise, and the one meaning they have there."""

@@ -24,7 +24,7 @@ def hide(
 
     collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=share)
     if seed is not None:
-        collator.generator = torch.Generator().manual_seed(seed)  # type: ignore[assignment]
+        collator.generator = torch.Generator().manual_seed(seed)
     there = ids.cpu()
     special = torch.isin(there, torch.tensor(tokenizer.all_special_ids)) | ~mask.cpu()
     hidden, labels = collator.torch_mask_tokens(there.clone(), special_tokens_mask=special)

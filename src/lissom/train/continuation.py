@@ -56,7 +56,7 @@ def continued(
     longest = max(map(len, prompts))
     ids = torch.tensor([[filler] * (longest - len(one)) + one for one in prompts], device=model.device)
     mask = torch.tensor([[0] * (longest - len(one)) + [1] * len(one) for one in prompts], device=model.device)
-    config = GenerationConfig(
+    config = GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=new_tokens,
         min_length=0,
         min_new_tokens=0,

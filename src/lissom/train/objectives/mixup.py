@@ -79,7 +79,7 @@ class Mixup(Objective):
             batch["token_type_ids"] = torch.where(mask, types, types[order])
 
         def embed(model: PreTrainedModel) -> Tensor:
-            words: Tensor = cast("nn.Module", model.get_input_embeddings())(ids)
+            words: Tensor = model.get_input_embeddings()(ids)
             return torch.lerp(words[order], words, share[:, None, None].to(words.dtype))
 
         mixed = cast("Ask", answers.ask)(batch, embed)
@@ -98,7 +98,7 @@ def _between(answers: Answers, one: Tensor, other: Tensor, share: Tensor) -> Ten
     from torch.nn import functional
 
     scores = answers.scores(answers.student)
-    if answers.regression:
+    if answers.regression or scores.shape[-1] == 1:
         return functional.mse_loss(scores[:, 0], share * one + (1 - share) * other)
     first, second = (functional.cross_entropy(scores, labels, reduction="none") for labels in (one, other))
     return (share * first + (1 - share) * second).mean()
