@@ -53,8 +53,8 @@ def finetune(
 ) -> tuple[PreTrainedModel, Trained]:
     """A model for the task of `data`, trained on its train split; and what the run did. `model` stays as it is.
 
-    With a validation split the weights of the best epoch are kept. An interrupted run continues from `work`. Options are
-    those of `train`.
+    With a validation split the weights of the best epoch are kept. An interrupted run continues from `work`. The other
+    options are those of `train`.
     Raises LissomError LSM-716 when there is no head of this kind for the model, and those of `train`.
     """
     made = with_head(model, data.task, seed=seed, pad_id=tokenizer.pad_token_id)

@@ -74,6 +74,15 @@ def told(number: float, device: torch.device) -> float:
     return float(said)
 
 
+def agree(key: str, device: torch.device) -> bool:
+    """Whether all processes give the same `key`, 16 hexadecimal digits."""
+    own = torch.tensor([int(key[:8], 16), int(key[8:], 16)], device=device)
+    first = own.clone()
+    if count() > 1:
+        distributed.broadcast(first, src=0)
+    return not summed((own != first).sum())
+
+
 def share_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Add the gradients of all processes. A parameter that only some used has none in the others, which counts as zero;
     one that nobody used has none afterwards either, so that the optimizer leaves it alone."""

@@ -135,11 +135,16 @@ def train(
     if share := max((one.held for one in during), default=0.0):
         rows, held = _held_back(rows, share, seed)
         lengths, contents = _read(rows)
-    arguments.output_dir = str(work / f"tune-{digest(plan, model, *teachers)}")
+    key = digest(plan, model, *teachers)
+    if not processes.agree(key, arguments.device):
+        cause = "the processes have not the same model, rows and options"
+        raise LissomError(219, cause, place="tune", remedy="Start all of them with the same command.")
+    arguments.output_dir = str(work / f"tune-{key}")
     editor = Editor(model)
     with _untouched(model, teachers, eager=any("attentions" in one.reads for one in objectives.values())):
         stored: list[Tensor] = []
-        if teachers and _only_logits(objectives, during) and all(map(one_answer_a_row, teachers)):
+        whole = max_steps is None or max_steps * accumulate * processes.count() * batch_size >= len(rows)
+        if whole and teachers and _only_logits(objectives, during) and all(map(one_answer_a_row, teachers)):
             names = [f"answers-{digest([contents, bf16, torch.__version__], one)}.safetensors" for one in teachers]
             with arguments.main_process_first(local=False):  # the others read what it wrote
                 stored = [
@@ -293,7 +298,7 @@ def _held_back(rows: datasets.Dataset, share: float, seed: int) -> tuple[dataset
 def _read(rows: datasets.Dataset) -> tuple[list[int], str]:
     """Tokens in each row, and a digest of all rows."""
     lengths, contents = [], hashlib.sha256()
-    for row in rows:
-        lengths.append(len(row["input_ids"]))
-        contents.update(json.dumps(row).encode())
+    for some in rows.iter(1000):
+        lengths.extend(map(len, some["input_ids"]))
+        contents.update(json.dumps(some).encode())
     return lengths, contents.hexdigest()
