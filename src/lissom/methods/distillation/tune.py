@@ -9,23 +9,33 @@ meanwhile, and changes its structure at the end, one of `lissom.train.during`.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 from pydantic import Field
 from typing_extensions import TypedDict
 
 from lissom.data import encode
+from lissom.data.augment import Augment, augmented, is_mlm
 from lissom.data.hide import hidden_rows
 from lissom.errors import LissomError
 from lissom.methods.base import Given, Method, Need, Stage, check_gradients
 from lissom.methods.options import build
+from lissom.train import cache
 from lissom.train.during import DURING, During
 from lissom.train.objectives import OBJECTIVES, Objective
 from lissom.train.run import train
 from lissom.train.score import Validation
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import datasets
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from lissom.anatomy import Anatomy
+    from lissom.data import Data
     from lissom.edits import Editor
 
     Learn = dict[str, Objective]
@@ -35,6 +45,10 @@ else:  # one key an objective, each optional: validation and schema follow the t
     Learn.__pydantic_config__ = {"extra": "forbid"}
     While = TypedDict("While", DURING, total=False)
     While.__pydantic_config__ = {"extra": "forbid"}
+
+log = logging.getLogger(__name__)
+
+_NESTED = (("augment", "augment"), ("learn", "learn"), ("while", "while_"))  # as a recipe calls it, and the field
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,6 +75,7 @@ class Tune(Method):
     weight_decay: Annotated[float, Field(ge=0, le=1, description="of AdamW, for matrices only")] = 0.01
     max_steps: Annotated[int | None, Field(ge=1, description="stop after so many steps, whatever epochs says")] = None
     patience: Annotated[int | None, Field(ge=1, description="stop after so many epochs without a better score")] = None
+    augment: Annotated[Augment | None, Field(description="changed copies of the training texts")] = None
     learn: Annotated[
         Learn | None,
         Field(description="objectives with their options; logits where there is a teacher, else task"),
@@ -86,7 +101,7 @@ class Tune(Method):
         check_gradients(anatomy)
         if given.tokenizer is None:
             raise LissomError(317, "there is no tokenizer to read the training data with", remedy="Give one.")
-        teachers = () if given.teacher is None else (given.teacher, *given.teachers)
+        teachers = self._teachers(given)
         for name, objective in self._objectives(given).items():
             if objective.teacher and given.teacher is None:
                 cause = f"{name} learns from a teacher, and there is none"
@@ -95,6 +110,9 @@ class Tune(Method):
                 cause = f"{name} compares one row of layers, and {anatomy.family} has an encoder and a decoder"
                 raise LissomError(715, cause, place="learn", remedy="Use logits.")
             objective.check(anatomy, given.tokenizer, teachers)
+        if (augment := self._augment()) is not None:
+            kind = None if given.data is None else given.data.task.kind
+            augment.check(kind, _asked(given) or (cast("PreTrainedModel", anatomy.model),), given.tokenizer)
         if self.patience is not None and given.data is not None and not self._judged(given):
             cause = "patience looks at validation scores, and there are none"
             remedy = "Give a validation split, and learn the task or the logits."
@@ -135,9 +153,9 @@ class Tune(Method):
             validate = Validation.of(task, rows, pad_id)
         done = train(
             editor.model,
-            encode(given.data.split("train"), tokenizer, task, given.max_length),
+            encode(self._train(editor, given), tokenizer, task, given.max_length),
             self._objectives(given),
-            teachers=() if given.teacher is None else (given.teacher, *given.teachers),
+            teachers=self._teachers(given),
             during=self._during(),
             tokenizer=tokenizer,
             validate=validate,
@@ -158,6 +176,31 @@ class Tune(Method):
         )
         return dataclasses.asdict(done)
 
+    def _train(self, editor: Editor, given: Given) -> datasets.Dataset:
+        """The rows of the train split, with their changed copies."""
+        data, tokenizer = cast("Data", given.data), cast("PreTrainedTokenizerBase", given.tokenizer)
+        rows, how = data.split("train"), self._augment()
+        if how is None:
+            return rows
+
+        def keep(
+            plan: Sequence[Any], model: PreTrainedModel, make: Callable[[], dict[str, Tensor]]
+        ) -> dict[str, Tensor]:
+            return cache.kept(given.work / f"words-{cache.digest(plan, model)}.safetensors", lambda _: True, make)
+
+        given.report("altered copies of the texts", 0.0)
+        models = _asked(given) or (editor.model,)
+        made = augmented(rows, how, models, tokenizer, seed=given.seed, max_length=given.max_length, keep=keep)
+        log.info("%d altered copies of %d texts", len(made) - len(rows), len(rows))
+        return made
+
+    def _teachers(self, given: Given) -> tuple[PreTrainedModel, ...]:
+        """Those to learn from: a masked language model that only proposes words is none of them."""
+        how, asked = self._augment(), _asked(given)
+        if how is None or how.by != "mlm" or all(map(is_mlm, asked)):
+            return asked
+        return tuple(one for one in asked if not is_mlm(one))
+
     def _judged(self, given: Given) -> bool:
         """Whether epochs are compared by a score on the validation split."""
         there = given.data is not None and "validation" in given.data.splits
@@ -172,6 +215,10 @@ class Tune(Method):
             raise LissomError(319, "learn names no objective", place="learn", remedy=f"Known: {', '.join(OBJECTIVES)}.")
         return dict(cast("dict[str, Any]", self._built().learn))
 
+    def _augment(self) -> Augment | None:
+        """`augment`, validated."""
+        return None if self.augment is None else self._built().augment
+
     def _during(self) -> list[During]:
         """`while`, validated."""
         found = cast("list[dict[str, During]]", self._built().while_ if self.while_ else ())
@@ -182,7 +229,12 @@ class Tune(Method):
         return [during for one in found for during in one.values()]
 
     def _built(self) -> Tune:
-        """This step with objects in `learn` and `while`: Python callers may give plain values, a recipe does not."""
+        """This step with objects for what is nested: Python callers may give plain values, a recipe does not."""
         plain = dataclasses.asdict(self)
-        given = {name: plain[field] for name, field in (("learn", "learn"), ("while", "while_")) if plain[field]}
+        given = {name: plain[field] for name, field in _NESTED if plain[field] not in (None, ())}
         return cast("Tune", build(type(self), given, lambda path: ".".join(map(str, path))))
+
+
+def _asked(given: Given) -> tuple[PreTrainedModel, ...]:
+    """The teacher and the further ones."""
+    return () if given.teacher is None else (given.teacher, *given.teachers)
