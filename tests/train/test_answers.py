@@ -90,3 +90,10 @@ def test_all_objectives_share_one_question(tmp_path, teacher):
 def test_no_teacher_is_asked_for_nothing(tmp_path, teacher):
     run(tmp_path, teachers=[teacher.model])
     assert teacher.taken() == 0
+
+
+def test_rows_that_are_not_reached_are_not_asked_about(tmp_path, teacher):
+    run(tmp_path, LOGITS, teachers=[teacher.model], max_steps=2)
+    assert teacher.taken() == 1 + 2 * 8
+    run(tmp_path, LOGITS, teachers=[teacher.model], max_steps=5)
+    assert teacher.taken() == 40

@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 
@@ -5,6 +7,7 @@ from lissom.data import Task
 from lissom.edits import Editor
 from lissom.errors import LissomError
 from lissom.methods import METHODS, Given
+from lissom.store import load, save
 from lissom.train.finetune import finetune, with_head
 from tests import tiny
 from tests.train.tiny_rows import tokenizer, topics
@@ -98,3 +101,28 @@ def test_a_bare_encoder_becomes_a_teacher(tmp_path):
     assert done.score > 0.9
     assert not made.training
     assert all(torch.equal(one, before[name]) for name, one in bare.state_dict().items())
+
+
+def test_nothing_is_resumed_from_a_folder_that_is_named_as_a_model(tmp_path, monkeypatch):
+    """Files of another trainer in a model's folder are pickles, or of another run: none of them is opened."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("opened")
+
+    monkeypatch.setattr(torch, "load", refuse)
+    monkeypatch.setattr("lissom.train.checkpoint.read_optimizer", refuse)
+    torch.set_num_threads(1)
+    options = {"tokenizer": tokenizer(), "epochs": 1, "batch_size": 8, "max_length": 16}
+    clean, _ = finetune(tiny.model("bert"), topics(), work=tmp_path / "a", **options)
+    folder = tmp_path / "model"
+    save(tiny.model("bert"), folder)
+    left = next((tmp_path / "a").glob("tune-*/checkpoint-*"))
+    for place in (folder, folder / left.name):
+        shutil.copytree(left, place / left.parent.name / left.name)
+        shutil.copytree(left, place / left.name)
+        for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"):
+            (place / name).write_bytes(b"\x80\x02.")
+        shutil.copy(left / "trainer_state.json", place)
+    made, done = finetune(load(folder), topics(), work=tmp_path / "b", **options)
+    assert (done.resumed, done.steps) == (0, 12)
+    assert all(torch.equal(one, clean.state_dict()[name]) for name, one in made.state_dict().items())

@@ -12,6 +12,7 @@ from unittest import mock
 import pytest
 import torch
 
+from lissom.errors import LissomError
 from lissom.files import read_safetensors
 from lissom.train import checkpoint
 from lissom.train.objectives import OBJECTIVES, Objective
@@ -50,6 +51,16 @@ class OneSided(Objective):
         return answers.student["hidden_states"][-1].square().mean()
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Broken(OneSided):
+    """The loss of the second process is NaN: none waits for the other."""
+
+    name: ClassVar[str] = "broken"
+
+    def value(self, answers, beside):
+        return answers.student["loss"] * (float("nan") if os.environ["RANK"] == "1" else 1.0)
+
+
 RUNS = {
     # a projection beside the student, a parameter of `while`, batches of both kinds
     "rows": {"learn": ("task", "hidden"), "during": [Scaling(less=0.1)], "batch_size": 4},
@@ -60,10 +71,20 @@ RUNS = {
 }
 
 
-def one_run(folder, learn, **options):
+CUT = {"rows": 8, "tokens": 5}
+"""The step at which such a run is interrupted, in the second epoch."""
+
+
+def one_run(folder, learn, stop=None, **options):
     """Two epochs of `rows`; the model, what the run did, its losses, and how many rows the teacher was asked about."""
     torch.set_num_threads(1)
     losses, asked = [], []
+
+    def heard(phrase, fraction):
+        losses.append(float(phrase.split("loss ")[1].split(",")[0]))
+        if len(losses) == stop:
+            raise KeyboardInterrupt
+
     model = tiny.model("bert", CLASSIFIER, **EXACT)
     teacher = tiny.model("bert", CLASSIFIER, 1, hidden_size=16, **EXACT)
     teacher.register_forward_hook(
@@ -73,11 +94,11 @@ def one_run(folder, learn, **options):
         done = train(
             model,
             rows(),
-            {name: {**OBJECTIVES, "one_sided": OneSided}[name]() for name in learn},
+            {name: {**OBJECTIVES, "one_sided": OneSided, "broken": Broken}[name]() for name in learn},
             teachers=[teacher],
             validate=lambda one: float(len(losses)),  # the last epoch is the best
             learning_rate=1e-3,
-            report=lambda phrase, fraction: losses.append(float(phrase.split("loss ")[1].split(",")[0])),
+            report=heard,
             work=folder,
             **options,
         )
@@ -87,10 +108,20 @@ def one_run(folder, learn, **options):
 def main(folder):
     """In each process: train, say how it went, and train once more, from the last checkpoint."""
     found = {}
+    with pytest.raises(LissomError, match="LSM-219 tune: the processes have not the same model, rows and options"):
+        one_run(folder, ("task",), batch_size=4 + int(os.environ["RANK"]))
+    with pytest.raises(LissomError, match=r"LSM-905 tune: the \w+ loss is NaN or infinite at step 1 of 10"):
+        one_run(folder, ("task", "broken"), batch_size=4)
     for name, options in RUNS.items():
         model, done, losses, asked = one_run(folder / name, **options)
         checkpoint.write(folder / f"{name}-{os.environ['RANK']}.safetensors", checkpoint.weights(model))
         resumed = one_run(folder / name, **options)[1].resumed
+        if name in CUT:
+            with pytest.raises(KeyboardInterrupt):
+                one_run(folder / "cut", stop=CUT[name], save_seconds=0, **options)
+            model, again, *_ = one_run(folder / "cut", **options)
+            assert again.resumed == CUT[name] - 1
+            checkpoint.write(folder / f"{name}-cut-{os.environ['RANK']}.safetensors", checkpoint.weights(model))
         found[name] = [asked, done.steps, done.best_step, done.score, done.rows_per_step, resumed, losses]
     (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(found))
 
@@ -113,6 +144,13 @@ def test_all_processes_end_with_the_same_weights(trained, name):
     assert equal(one, other)
     assert not equal(one, checkpoint.weights(tiny.model("bert", CLASSIFIER, **EXACT)))
     assert first[name][1:] == second[name][1:]
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_an_interrupted_run_continues_to_the_same_bytes(trained, name):
+    folder, _ = trained
+    for cut, whole in zip(weights(folder, f"{name}-cut"), weights(folder, name), strict=True):
+        assert equal(cut, whole)
 
 
 @pytest.mark.parametrize("name", ["rows", "tokens", "stored"])
