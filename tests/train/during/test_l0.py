@@ -72,13 +72,15 @@ def test_the_probability_of_an_open_gate_is_that_of_its_draws():
     assert opened / (200 * len(gates.a)) == pytest.approx(likely, abs=0.01)
 
 
-def test_a_final_gate_has_the_value_of_the_middle():
-    _, acting = begin(of=("heads",))
+@pytest.mark.parametrize("penalty", [None, 0.1])
+def test_a_final_gate_has_the_value_of_the_middle(penalty):
+    _, acting = begin(of=("heads",), penalty=penalty)
     set_gates(acting, torch.linspace(-4, 4, 12))
     acting.at(0.0)
-    gates = acting.gates.eval()
-    wanted = [min(1.0, max(0.0, 1.2 / (1 + math.exp(-a)) - 0.1)) for a in torch.linspace(-4, 4, 12).tolist()]
-    torch.testing.assert_close(gates.z(slice(None)), torch.tensor(wanted))
+    middle = [1 / (1 + math.exp(-a)) for a in torch.linspace(-4, 4, 12).tolist()]
+    wanted = [min(1.0, max(0.0 if penalty else s, 1.2 * s - 0.1)) for s in middle]
+    torch.testing.assert_close(acting.gates.eval().z(slice(None)).detach(), torch.tensor(wanted))
+    assert (wanted[0] > 0) == (penalty is None), "with a target only what it closes is zero"
 
 
 def test_the_expected_size_by_hand():
@@ -105,13 +107,10 @@ def test_the_expected_size_by_hand():
 def test_all_that_gates_reach_is_what_the_blocks_have(family):
     model = tiny.model(family, CLASSIFIER)
     before = size(model)
-    _, acting = begin(model=model)
-    half = torch.ones_like(acting.gates.a)
-    acting.gates.open.copy_(half)
-    set_gates(acting, torch.arange(len(half)) % 2 * 8.0 - 4.0)
+    _, acting = begin(model=model, penalty=0.1)
+    set_gates(acting, torch.arange(len(acting.gates.a)) % 2 * 8.0 - 4.0)
     open_ = (acting.gates.a > 0).float()
     said = acting.gates.removed(open_).item()
-    acting.gates.still = True
     acting.bake()
     acting.end(Editor(model))
     assert 1 - size(model) / before == pytest.approx(said, abs=1e-6)
@@ -217,12 +216,23 @@ def test_the_promised_share_is_removed(tmp_path, family, of):
     reloaded(model, tmp_path / "saved")
 
 
+def test_the_multipliers_lead_to_the_target(tmp_path, monkeypatch):
+    made = []
+    before = L0.begin
+    monkeypatch.setattr(L0, "begin", lambda *args: made.append(before(*args)) or made[-1])
+    run(tmp_path, [L0(sparsity=0.6, learning_rate=0.3)], epochs=12)
+    gates = made[0].gates
+    assert float(gates.removed(gates.likely()).detach()) == pytest.approx(0.6, abs=0.2), "from 0.03 at the start"
+    assert gates.multipliers[1] > 0
+
+
 def test_the_target_is_met_within_one_unit():
     _, acting = begin(sparsity=0.5)
     set_gates(acting, torch.linspace(-1, 3, len(acting.gates.a)))
     acting.at(1.0)
     removed = float(acting.gates.removed(acting.gates.open.float()))
     assert 0.5 <= removed + 1e-6 <= 0.5 + float(acting.gates.cost.max()) + 1e-6
+    assert torch.equal(acting.gates.z(slice(None)) > 0, acting.gates.open)
     closed = ~acting.gates.open
     assert acting.gates.a[closed].max() < acting.gates.a[~closed].min()
 
@@ -241,7 +251,7 @@ def test_a_layer_whose_gate_closes_adds_nothing():
 
 
 def test_heads_that_share_a_position_bias_close_in_all_layers():
-    model, acting = begin("t5", of=("heads",))
+    model, acting = begin("t5", of=("heads",), penalty=0.1)
     assert len(acting.gates.a) == 3 * 4  # encoder, decoder, and its attention to the encoder
     set_gates(acting, torch.tensor([3.0, -3.0, 3.0, -3.0, *[3.0] * 8]))
     acting.at(0.0)

@@ -121,6 +121,28 @@ def test_the_soft_form_removes_by_threshold_then_exactly():
     assert acting.penalty() is None
 
 
+def test_the_soft_form_follows_the_schedule_by_learning(tmp_path, monkeypatch):
+    seen = []
+    before = Movement.begin
+
+    def begin(self, editor, teacher):
+        acting = before(self, editor, teacher)
+        moved = acting.at
+
+        def at(progress):
+            moved(progress)
+            seen.append((progress, acting.schedule.share, zeros(acting.model)[0] / zeros(acting.model)[1]))
+
+        acting.at = at
+        return acting
+
+    monkeypatch.setattr(Movement, "begin", begin)
+    run(tmp_path, [Movement(sparsity=0.8, soft=True, learning_rate=0.5)], epochs=12)
+    late = [(share, gone) for progress, share, gone in seen if 0.6 < progress < 0.8]
+    assert len(late) > 5
+    assert all(gone == pytest.approx(share, abs=0.1) for share, gone in late)
+
+
 def test_the_soft_penalty_rests_while_enough_is_removed():
     _, acting = begin(sparsity=0.5, soft=True, warmup=0.5, cooldown=0.2)
     acting.at(0.3)

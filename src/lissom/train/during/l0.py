@@ -6,7 +6,8 @@
 z multiplies what a head or a neuron gives, and what a layer adds. The loss gets l1 · (s - t) + l2 · (s - t)², with s
 the expected share of parameters that is removed and t its target, and l1 and l2 rise by gradient ascent; with `penalty`
 it gets penalty · the expected number of open gates. In the last part of the run the gates stand still at
-z = clip(sigmoid(a) · 1.2 - 0.1, 0, 1); those with the lowest a are closed until the target is met.
+z = clip(sigmoid(a) · 1.2 - 0.1, 0, 1); with a target those with the lowest a are closed until it is met, and no other
+one: z is at least sigmoid(a) there.
 gates: l1 trains plain factors z = c that start at 1, with the penalty on the sum of |c|; those with the lowest |c| go.
 Sources: Louizos et al. 2018, eq. 10 to 13; Voita et al. 2019 (heads); McCarley et al. 2019 (heads and neurons); Wang et
 al. 2020 (FLOP); Xia et al. 2022 (CoFi), section 3.1; Chen et al. 2021 (EarlyBERT) for l1. Ours: the
@@ -134,7 +135,7 @@ class Gates(nn.Module):
 
     def __init__(self, places: list[_Place], options: L0, device: torch.device) -> None:
         super().__init__()
-        self.soft = options.gates == "l1"
+        self.soft, self.aims = options.gates == "l1", options.aims
         count = sum((one.part.units if one.units else 0) + (one.layer is not None) for one in places)
         self.a = nn.Parameter(torch.full((count,), 1.0 if self.soft else _OPEN, device=device))
         self.multipliers = nn.Parameter(torch.zeros(2, device=device))
@@ -162,7 +163,9 @@ class Gates(nn.Module):
         if self.soft:
             return a * open_ if self.still or not self.training else a
         if self.still or not self.training:
-            return _stretched(a.sigmoid()) * open_
+            s = a.sigmoid()
+            z = _stretched(s)
+            return (z.maximum(s) if self.aims else z) * open_
         noise = self.noise[which]
         return _stretched(((noise.log() - (1 - noise).log() + a) / _B).sigmoid())
 
