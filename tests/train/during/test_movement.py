@@ -260,3 +260,11 @@ def test_scores_have_their_own_rate_and_nothing_is_left_of_them():
     assert {name for name, _ in model.named_parameters()} == {
         name for name, _ in tiny.model("bert", CLASSIFIER).named_parameters()
     }
+
+
+def test_what_a_plan_shows_has_the_promised_counts():
+    for options, heads in (({"of": "heads_and_neurons"}, 2), ({"of": "blocks", "block": 8}, 4)):
+        model = tiny.model("bert", CLASSIFIER)
+        tune = METHODS["tune"](**{"while_": ({"movement": {"sparsity": 0.5, **options}},)})
+        tune.preview(Editor(model), Given())
+        assert widths(model) == ([heads] * 3, [24] * 3)
