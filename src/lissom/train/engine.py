@@ -28,7 +28,7 @@ from lissom.train.ramp import at
 from lissom.train.sampler import GroupedByLength, TokenBudget
 
 if TYPE_CHECKING:
-    from torch.utils.data import Sampler
+    from torch.utils.data import Dataset, Sampler
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
     from transformers.utils.generic import ModelOutput
 
@@ -320,7 +320,7 @@ class Engine(Trainer):
     def rows_per_step(self) -> float:
         """Rows whose mean the loss of a step is; an average where batches have a budget of tokens."""
         if isinstance(self.sampler, GroupedByLength):
-            return self.get_total_train_batch_size(self.args)
+            return float(self.get_total_train_batch_size(self.args))
         batches = self.args.world_size * self.args.gradient_accumulation_steps
         return batches * len(self.sampler.lengths) / len(self.sampler)
 
@@ -329,7 +329,7 @@ class Engine(Trainer):
         if isinstance(self.sampler, GroupedByLength):
             return super().get_train_dataloader()
         loader: DataLoader[Any] = DataLoader(
-            self.train_dataset,
+            cast("Dataset[Any]", self.train_dataset),
             batch_sampler=self.sampler,
             collate_fn=self.data_collator,
             pin_memory=self.args.dataloader_pin_memory,

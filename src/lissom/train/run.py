@@ -297,7 +297,8 @@ def _held_back(rows: datasets.Dataset, share: float, seed: int) -> tuple[dataset
 
 def _read(rows: datasets.Dataset) -> tuple[list[int], str]:
     """Tokens in each row, and a digest of all rows."""
-    lengths, contents = [], hashlib.sha256()
+    lengths: list[int] = []
+    contents = hashlib.sha256()
     for some in rows.iter(1000):
         lengths.extend(map(len, some["input_ids"]))
         contents.update(json.dumps(some).encode())

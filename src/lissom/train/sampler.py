@@ -62,7 +62,7 @@ class TokenBudget(Sampler[list[int]]):
         generator = _generator(self.seed, self.epoch)
         order = torch.randperm(len(self.lengths), generator=generator)
         order = order[torch.argsort(self.lengths[order], stable=True)]
-        batches = order.split(self.sizes)
+        batches = torch.split_with_sizes(order, self.sizes)
         for at in torch.randperm(len(batches), generator=generator).tolist():
             yield batches[at].tolist()
 
