@@ -126,6 +126,13 @@ def during(name: str) -> str:
     return f"{_options_of(kind)}\nSpeed: {kind.speed}.\nSource: {kind.source}.\n"
 
 
+def augment() -> str:
+    """The options of `augment` of `tune`."""
+    from lissom.data.augment import Augment
+
+    return _options_of(Augment)
+
+
 def _options_of(kind: type[Any]) -> str:
     from pydantic import TypeAdapter
 
@@ -150,7 +157,8 @@ def _value(part: dict[str, Any], whole: dict[str, Any]) -> str:
     from lissom.methods.options import _range
 
     if "$ref" in part:
-        return "ramp" if part["$ref"].endswith("/Ramp") else "objectives by name"
+        kind = part["$ref"].rpartition("/")[2]
+        return {"Ramp": "ramp", "Augment": "options by name"}.get(kind, "objectives by name")
     if "anyOf" in part:
         return " or ".join(dict.fromkeys(_value(one, whole) for one in part["anyOf"]))
     if "enum" in part or "const" in part:
@@ -308,6 +316,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "families": families,
     "heads": heads,
     "methods": methods,
+    "augment": augment,
     "recipes": recipes,
     "metrics": metrics,
     "command line": command_line,

@@ -9,7 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig
 MODEL_TYPE = "lissom-bilstm"
 
 
-class BiLstmConfig(PreTrainedConfig):
+class BiLstmConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     """Sizes of a `BiLstmForSequenceClassification`.
 
     embedding_size: width of the token table.  units: of the LSTM in each direction.  hidden_size: of the layer before

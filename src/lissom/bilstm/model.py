@@ -29,12 +29,12 @@ class BiLstmForSequenceClassification(PreTrainedModel):
 
     def __init__(self, config: BiLstmConfig) -> None:
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels = int(config.num_labels or 1)
         self.embeddings = nn.Embedding(config.vocab_size, config.embedding_size)
         self.bilstm = BiLstm(config.embedding_size, config.units)
         width = 2 * config.units * (1 if config.separator_id is None else 4)
         self.hidden = nn.Linear(width, config.hidden_size)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, self.num_labels)
         self.post_init()  # type: ignore[no-untyped-call]
 
     def get_input_embeddings(self) -> nn.Module:

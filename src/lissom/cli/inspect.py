@@ -26,7 +26,7 @@ def command(say: Output, *, model: str) -> None:
         "",
         *(f"{part:<14}{count:>14,}  {count / share:4.0%}" for part, count in found["parts"].items()),
         "",
-        *(f"{name:<14}{verdict}" for name, verdict in found["methods"].items()),
+        *(f"{name:<16}{verdict}" for name, verdict in found["methods"].items()),
     )
 
 

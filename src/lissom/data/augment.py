@@ -165,7 +165,7 @@ def _neighbours(
     import numpy as np
     import torch
 
-    table = model.get_input_embeddings()
+    table: Any = model.get_input_embeddings()
     tokens = torch.arange(min(len(tokenizer), table.num_embeddings), device=model.device)
     words = Words.of(tokenizer, len(tokens))
     numbers = [words.all(one.words) for one in spans]
@@ -191,7 +191,8 @@ def _proposals(
     import numpy as np
     import torch
 
-    words = Words.of(tokenizer, model.get_input_embeddings().num_embeddings)
+    table: Any = model.get_input_embeddings()
+    words = Words.of(tokenizer, table.num_embeddings)
     places: list[tuple[int, int, int, int, int]] = []
     rows = []
     for side, one in enumerate(spans):
@@ -212,8 +213,8 @@ def _proposals(
         return {"words": torch.from_numpy(found)}
 
     plan = [how.candidates, max_length, places, texts, tokenizer.backend_tokenizer.to_str()]
-    table = keep(plan, model, ask)["words"].numpy()
-    return [_Choices(words, row, _closed(table)) for row in rows]
+    found = _closed(keep(plan, model, ask)["words"].numpy())
+    return [_Choices(words, row, found) for row in rows]
 
 
 def _closed(table: Whole) -> Whole:

@@ -28,7 +28,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 def _bilstm(x: Any, lengths: Any, w: Any, r: Any, b: Any) -> Any:
     units = r.shape[-1]
     turned = op.Transpose(x, perm=[1, 0, 2])  # (seq, batch, width)
-    counts = op.Cast(lengths, to=ir.DataType.INT32)
+    counts: Any = op.Cast(lengths, to=ir.DataType.INT32)
     _, states, _ = op.LSTM(turned, w, r, b, counts, direction="bidirectional", hidden_size=units)
     return op.Transpose(states, perm=[1, 0, 2])  # (batch, 2, units)
 

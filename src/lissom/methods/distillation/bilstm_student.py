@@ -70,8 +70,8 @@ class BilstmStudent(Method):
             separator_id=_separator(given),
             pad_token_id=text.pad_token_id,
             eos_token_id=getattr(text, "eos_token_id", None),
-            id2label=dict(own.id2label),
-            label2id=dict(own.label2id),
+            id2label=dict(own.id2label or {}),
+            label2id=dict(own.label2id or {}),
             problem_type=own.problem_type,
         )
         with torch.random.fork_rng():
@@ -106,7 +106,8 @@ def _separator(given: Given) -> int | None:
 def between(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The first token that `tokenizer` puts between the texts of a pair; None where it puts none there."""
     if not tokenizer.is_fast:
-        return tokenizer.sep_token_id
+        separator: int | None = tokenizer.sep_token_id
+        return separator
     pair = tokenizer("a", "a")
     sides = pair.sequence_ids()  # of each token: 0 or 1 for the text that it is of, else None
     end, start = len(sides) - sides[::-1].index(0), sides.index(1)

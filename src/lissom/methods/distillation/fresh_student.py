@@ -33,7 +33,7 @@ class FreshStudent(Method):
     name: ClassVar[str] = "fresh_student"
     stage: ClassVar[Stage] = Stage.STUDENT
     speed: ClassVar[str] = "faster in every runtime, in proportion to the layers and the square of the width taken away"
-    source: ClassVar[str] = "Hinton et al. 2015; Turc et al. 2019, section 3; Jiao et al. 2020, section 4.1"
+    source: ClassVar[str] = "Turc et al. 2019 (well-read students), section 3; Jiao et al. 2020 (TinyBERT), section 4"
 
     layers: Annotated[_Size | None, Field(description="how many; null: as the original")] = None
     hidden: Annotated[_Size | None, Field(description="width of the hidden states; null: as the original")] = None
@@ -119,7 +119,8 @@ def _built(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedM
         made: PreTrainedModel = kind._from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
     except Exception as error:
         raise _unfit(error) from error
-    return made.train(False)
+    made.train(False)
+    return made
 
 
 def _unfit(error: Exception) -> LissomError:
@@ -131,7 +132,8 @@ def _copy(original: PreTrainedModel, student: PreTrainedModel, tables: tuple[str
     """Copy the tables of the original that have the student's shape."""
     copied = []
     for path in tables:
-        table, new = original.get_submodule(path), student.get_submodule(path)
+        table: Any = original.get_submodule(path)
+        new: Any = student.get_submodule(path)
         weight = table.dense() if isinstance(table, Int8Embedding) else table.weight
         if weight.shape == new.weight.shape:
             new.weight.data.copy_(weight.detach())
