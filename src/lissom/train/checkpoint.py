@@ -7,6 +7,7 @@ digest: what a killed run or a bad disk left is not resumed from.
 from __future__ import annotations
 
 import base64
+import dataclasses
 import random
 import re
 import shutil
@@ -24,6 +25,15 @@ from lissom.files import digests, read_json, read_safetensors, write_json
 
 SEAL = "sealed.json"
 _NAME = re.compile(r"checkpoint-(\d{1,12})")
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """Weights that are kept in memory: those of a step, with the score that they had."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    score: float
 
 
 def seal(folder: Path) -> None:

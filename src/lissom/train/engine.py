@@ -37,15 +37,6 @@ if TYPE_CHECKING:
     from lissom.train.objectives.base import Embed
 
 
-@dataclasses.dataclass
-class Kept:
-    """Weights that are kept in memory: those of a step, with the score that they had."""
-
-    step: int
-    tensors: dict[str, Tensor]
-    score: float
-
-
 class Engine(Trainer):
     """Trains a student by a sum of objectives.
 
@@ -101,7 +92,7 @@ class Engine(Trainer):
             if batch_tokens
             else GroupedByLength(lengths, args.train_batch_size, args.seed)
         )
-        self.best: Kept | None = None
+        self.best: checkpoint.Kept | None = None
         self.stale = 0  # epochs of full strength since the best one
         self.loss = torch.tensor(math.nan)  # of the last step
         self.pace = Pace(self, report, save_seconds)
@@ -297,7 +288,7 @@ class Engine(Trainer):
             better = math.isfinite(score) and (self.best is None or score > self.best.score)
             self.stale = 0 if better else self.stale + 1
             if better:
-                self.best = Kept(self.state.global_step, checkpoint.copied(self.model), score)
+                self.best = checkpoint.Kept(self.state.global_step, checkpoint.copied(self.model), score)
             if self._patient_enough():
                 self.control.should_training_stop = True
         return {"eval_score": score}
@@ -319,10 +310,7 @@ class Engine(Trainer):
     @property
     def rows_per_step(self) -> float:
         """Rows whose mean the loss of a step is; an average where batches have a budget of tokens."""
-        if isinstance(self.sampler, GroupedByLength):
-            return float(self.get_total_train_batch_size(self.args))
-        batches = self.args.world_size * self.args.gradient_accumulation_steps
-        return batches * len(self.sampler.lengths) / len(self.sampler)
+        return self.sampler.rows * self.args.world_size * self.args.gradient_accumulation_steps
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Trainer's, or one whose batches have a budget of tokens; each process gets its share of the batches."""
@@ -381,7 +369,7 @@ class Engine(Trainer):
         self.stale = best["stale"]
         if best["step"] is not None:
             path = folder / ("model" if best["step"] == self.good else "best")
-            self.best = Kept(best["step"], read_safetensors(path.with_suffix(".safetensors")), best["score"])
+            self.best = checkpoint.Kept(best["step"], read_safetensors(path.with_suffix(".safetensors")), best["score"])
 
     def _load_best_model(self) -> None:
         if self.best is not None:

@@ -22,6 +22,7 @@ class GroupedByLength(Sampler[int]):
 
     def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
         self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
+        self.rows = float(batch_size)  # in a batch
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -49,6 +50,7 @@ class TokenBudget(Sampler[list[int]]):
     def __init__(self, lengths: Sequence[int], budget: int, seed: int, processes: int = 1) -> None:
         self.lengths, self.seed = torch.tensor(lengths), seed
         self.sizes = _even(_cut(sorted(lengths), budget), processes)
+        self.rows = len(lengths) / len(self.sizes)  # in a batch, on average
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
