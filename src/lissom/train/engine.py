@@ -310,7 +310,8 @@ class Engine(Trainer):
     @property
     def rows_per_step(self) -> float:
         """Rows whose mean the loss of a step is; an average where batches have a budget of tokens."""
-        return self.sampler.rows * self.args.world_size * self.args.gradient_accumulation_steps
+        batches: int = self.args.world_size * self.args.gradient_accumulation_steps
+        return self.sampler.rows * batches
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Trainer's, or one whose batches have a budget of tokens; each process gets its share of the batches."""
