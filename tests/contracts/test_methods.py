@@ -116,26 +116,6 @@ def test_options_survive_a_dict_and_a_recipe(name: str):
     assert Recipe.parse(Recipe("one", (again,)).to_yaml(), "one") == Recipe("one", (again,))
 
 
-@pytest.mark.parametrize("variant", ["bert", "gpt2", "llama"])
-@pytest.mark.parametrize("entry", [one["id"] for one in catalogue() if one["status"] == "ready"])
-def test_every_ready_recipe_runs_is_saved_and_loaded(entry: str, variant: str, tmp_path: Path):
-    deeper = {"n_layer": 6} if variant == "gpt2" else {"num_hidden_layers": 6}
-    model = tiny.model(variant, "AutoModelForSequenceClassification", **deeper)
-    recipe = Recipe.read(entry)
-    short = tuple(
-        METHODS["tune"](**{**plain(step), "max_steps": 1}) if step.name == "tune" else step for step in recipe.steps
-    )
-    data = {"train": tiny.labelled_texts(24), "test": tiny.labelled_texts(12, seed=1)}
-    result = lissom.compress(
-        model, Recipe(recipe.name, short), data=data, tokenizer=tiny.tokenizer(), keep=0.1, max_length=32
-    )
-    assert {"accuracy", "keep", "label_loyalty", "parameters"} <= result.readings.keys()
-    result.save(tmp_path / "out")
-    inputs = tiny.batch(model)
-    assert torch.equal(tiny.outputs(lissom.load(tmp_path / "out"), inputs), tiny.outputs(result.model, inputs))
-    assert "| " in (tmp_path / "out" / "README.md").read_text()
-
-
 @pytest.mark.parametrize("variant", ["gpt2", "llama"])
 def test_a_cut_decoder_is_reloaded_by_the_auto_class_and_generates(variant: str, tmp_path: Path):
     steps = tuple(method(name, made(variant)) for name in ("keep_layers", "prune_neurons", "svd"))

@@ -101,10 +101,14 @@ def command(
 
 def told(did: dict[str, Any]) -> str:
     """What a step says about itself, on one line: names and values, without those that it does not know."""
-    known = {
-        name: f"{value:.4g}" if type(value) is float else value for name, value in did.items() if value is not None
-    }
+    known = {name: _number(value) for name, value in did.items() if value is not None}
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in known.items())
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " to ".join(map(_number, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def show(say: Output, rows: list[dict[str, Any]]) -> None:

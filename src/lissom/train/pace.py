@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
@@ -26,6 +27,13 @@ class Pace(TrainerCallback):
     def __init__(self, engine: Engine, report: Callable[[str, float], None], save_seconds: float) -> None:
         self.engine, self.report, self.save_seconds = engine, report, save_seconds
         self.saved = self.begun = time.monotonic()
+        self.losses: list[float] = []  # of each step, since training began or went on
+
+    @property
+    def loss(self) -> tuple[float, float] | None:
+        """Mean loss over the first and over the last tenth of the steps of this process; None without steps."""
+        count = math.ceil(len(self.losses) / 10)
+        return (mean(self.losses[:count]), mean(self.losses[-count:])) if count else None
 
     @property
     def rows_per_second(self) -> float:
@@ -55,7 +63,8 @@ class Pace(TrainerCallback):
         epochs = math.ceil(state.num_train_epochs)
         epoch = min(math.ceil(state.epoch or 0.0), epochs)
         rate = self.rows_per_second
-        said = f"epoch {epoch} of {epochs}, loss {float(self.engine.loss):.3g}, {rate:.{int(rate < 10)}f} rows/s"
+        self.losses.append(float(self.engine.loss))
+        said = f"epoch {epoch} of {epochs}, loss {self.losses[-1]:.3g}, {rate:.{int(rate < 10)}f} rows/s"
         self.report(said, state.global_step / state.max_steps)
         late = time.monotonic() - self.saved >= self.save_seconds
         control.should_save = bool(processes.told(late, args.device))

@@ -38,6 +38,7 @@ _HALF = (torch.float16, torch.bfloat16)
 class Trained:
     """What a run did. steps: of the optimizer, in all; resumed: the step at which this process took over.
 
+    loss: mean over the first and over the last tenth of the steps since then; None without one.
     rows_per_step: of all processes and accumulated batches, on average over an epoch.
     score: on validation, higher is better; best_step: whose weights the model has. None without validation.
     rows_per_second: that were trained on, with the time for validation and checkpoints; 0 when nothing was left to do.
@@ -45,6 +46,7 @@ class Trained:
 
     steps: int
     resumed: int
+    loss: tuple[float, float] | None
     rows_per_step: float
     best_step: int | None
     score: float | None
@@ -217,6 +219,7 @@ def _finish(engine: Engine) -> Trained:
     return Trained(
         steps=engine.state.global_step,
         resumed=resumed,
+        loss=engine.pace.loss,
         rows_per_step=engine.rows_per_step,
         best_step=engine.best.step if engine.best else None,
         score=engine.best.score if engine.best else None,

@@ -1,0 +1,241 @@
+"""What `ready` means in the catalogue: a recipe runs on tiny models, its losses fall, it leaves the structure that its
+steps promise, and what is saved and loaded again answers the same."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from functools import cache
+from math import isfinite
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+import lissom
+from lissom.anatomy import Stack, dissect
+from lissom.compress import Result
+from lissom.data import load_data
+from lissom.measure.size import sparsity
+from lissom.methods import Method
+from lissom.methods.options import build, plain
+from lissom.nn import Int8Linear, LowRankLinear
+from lissom.nn.low_bit import LowBitLinear
+from lissom.recipe import Recipe, catalogue
+from lissom.train.finetune import finetune
+from tests import tiny
+
+READY = [entry["id"] for entry in catalogue() if entry["status"] == "ready"]
+GENERATE = {"sequence-kd", "gkd", "imitkd", "minillm", "distillm"}
+"""For models that go on with a text."""
+ENCODERS_ONLY = {"mixkd"}
+NEW_STUDENT = {"well-read-students"}
+"""Recipes that cut nothing: the student is another model, and the original is given as its teacher."""
+LOSES = {"movement", "magnitude", "l0", "fake_quant", "replace_modules", "layer_drop", "sub_networks"}
+"""What takes something away while it trains, so that the loss rises first: it has to fall from its peak."""
+TURNS = {
+    "annealing-kd": "its targets grow",
+    "continuation-kd": "it goes from one loss to another",
+    "gkd": "batches of the student's texts and of the data take turns",
+    "imitkd": "batches of the student's texts and of the data take turns",
+    "distillm": "batches of the student's texts and of the data take turns",
+    "minillm": "the student writes other texts each time",
+}
+"""Recipes whose loss is not the same one at the end."""
+STEPS = 60
+SPLITS = {"train": 96, "validation": 12, "test": 12}
+CASES = [
+    (name, variant)
+    for name in READY
+    for variant in ("bert", "llama")
+    if not (variant == "bert" and name in GENERATE) and not (variant == "llama" and name in ENCODERS_ONLY)
+]
+
+
+def short(step: Method) -> Method:
+    """A step that trains, in little time and fast."""
+    if step.name != "tune":
+        return step
+    return build(type(step), {**plain(step), "max_steps": STEPS, "batch_size": 8, "learning_rate": 1e-3}, str)
+
+
+def texts(generate: bool) -> dict[str, Any]:
+    made = {split: tiny.labelled_texts(count, seed=seed) for seed, (split, count) in enumerate(SPLITS.items())}
+    return {split: {"text": one["text"]} for split, one in made.items()} if generate else made
+
+
+def tokenizer() -> Any:
+    made = tiny.tokenizer()
+    made.unk_token = "w3"  # augmentation hides words behind it
+    return made
+
+
+@cache
+def original(variant: str, generate: bool) -> PreTrainedModel:
+    """A tiny model that knows the task."""
+    torch.set_num_threads(1)
+    head = "AutoModelForCausalLM" if generate else "AutoModelForSequenceClassification"
+    model = tiny.model(variant, head, num_hidden_layers=6)
+    with tempfile.TemporaryDirectory() as work:
+        trained, _ = finetune(
+            model,
+            load_data(texts(generate)),
+            tokenizer=tokenizer(),
+            epochs=12,
+            learning_rate=2e-3,
+            batch_size=8,
+            max_length=32,
+            work=Path(work),
+        )
+    return trained
+
+
+@cache
+def compressed(name: str, variant: str) -> tuple[PreTrainedModel, Result, list[list[float]]]:
+    """The original, what the recipe made of it, and the losses of each step that trains."""
+    model = original(variant, name in GENERATE)
+    student = tiny.model(variant, "AutoModelForSequenceClassification", seed=1) if name in NEW_STUDENT else model
+    recipe = Recipe.read(name)
+    losses: dict[str, list[float]] = {}
+
+    def note(said: str, _done: float) -> None:
+        if found := re.match(r"step (\d+) of .*, loss ([\d.e+-]+),", said):
+            losses.setdefault(found[1], []).append(float(found[2]))
+
+    result = lissom.compress(
+        student,
+        Recipe(recipe.name, tuple(map(short, recipe.steps))),
+        data=texts(name in GENERATE),
+        tokenizer=tokenizer(),
+        teacher=model if student is not model else None,
+        keep=0.01,
+        max_length=32,
+        report=note,
+    )
+    return student, result, list(losses.values())
+
+
+@pytest.mark.parametrize(("name", "variant"), CASES)
+def test_it_is_saved_and_loaded(name: str, variant: str, tmp_path: Path):
+    model, result, _ = compressed(name, variant)
+    assert {"keep", "parameters", "size_mb"} <= result.readings.keys()
+    result.save(tmp_path / "out")
+    inputs = tiny.batch(model)
+    assert torch.equal(tiny.outputs(lissom.load(tmp_path / "out"), inputs), tiny.outputs(result.model, inputs))
+    assert "| " in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("name", "variant"), CASES)
+def test_the_losses_fall(name: str, variant: str):
+    _, result, losses = compressed(name, variant)
+    trained = [plain(step) for step in result.recipe.steps if step.name == "tune"]
+    assert len(losses) == len(trained)
+    for options, every in zip(trained, losses, strict=True):
+        tenths = [mean(every[i : i + STEPS // 10]) for i in range(0, STEPS, STEPS // 10)]
+        taken = LOSES & {what for one in options["while"] for what in one}
+        if name in TURNS or at_rest(options):
+            assert all(map(isfinite, every))
+        elif taken:
+            assert tenths[-1] < max(tenths)
+        else:
+            assert tenths[-1] < tenths[0]
+
+
+def at_rest(options: dict[str, Any]) -> bool:
+    """Whether only gates are trained, and things go without anything that could make up for them."""
+    return any(how.get("only_gates") for one in options["while"] for how in one.values())
+
+
+@pytest.mark.parametrize(("name", "variant"), CASES)
+def test_every_step_leaves_the_structure_that_it_promises(name: str, variant: str):
+    model, result, _ = compressed(name, variant)
+    if name == "bilstm-kd":
+        assert not dissect(result.model).stacks
+        assert any(isinstance(one, torch.nn.LSTM) for one in result.model.modules())
+        return
+    before, after = dissect(model).stacks[0], dissect(result.model).stacks[0]
+    for step in result.recipe.steps:
+        options = plain(step)
+        if step.name == "tune":
+            for one in options["while"]:
+                ((what, how),) = one.items()
+                PROMISES.get(what, nothing)(how, before, after, result)
+        else:
+            PROMISES[step.name](options, before, after, result)
+
+
+def nothing(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:
+    """No structure of its own."""
+
+
+def count(keep: float, layers: int) -> int:
+    return round(keep * layers) if isinstance(keep, float) else keep
+
+
+def fewer_layers(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:
+    if options["keep"] is not None:
+        assert len(after.order) == count(options["keep"], len(before.order)) < len(before.order)
+
+
+def fewer_heads(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:
+    assert heads(after) < heads(before) * len(after.order) / len(before.order)
+
+
+def fewer_neurons(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:
+    assert neurons(after) < neurons(before) * len(after.order) / len(before.order)
+
+
+def heads(stack: Stack) -> int:
+    return sum(block.attention.kv_heads for block in stack.blocks)
+
+
+def neurons(stack: Stack) -> int:
+    return sum(block.ffn.width for block in stack.blocks)
+
+
+def gated(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:
+    if options["penalty"] is None or options["gates"] == "l1":
+        assert heads(after) + neurons(after) < heads(before) + neurons(before)
+
+
+def zeros(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:
+    if options.get("of", "weights") == "weights" and not options.get("locked"):
+        assert (sparsity(result.model).value or 0) >= options["sparsity"] - 0.01
+
+
+def packed(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:
+    kind = {"int8": Int8Linear}.get(options.get("weights", "int8"), LowBitLinear)
+    found = [part for slot in dissect(result.model).linears() for part in parts(slot.module)]
+    assert found
+    assert all(isinstance(one, kind) for one in found)
+
+
+def thin(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:
+    assert all(isinstance(slot.module, LowRankLinear) for slot in dissect(result.model).linears())
+
+
+def parts(module: Any) -> list[Any]:
+    return [module.down, module.up] if isinstance(module, LowRankLinear) else [module]
+
+
+def narrower(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:
+    fewer_heads(options, before, after, result)
+    fewer_neurons(options, before, after, result)
+
+
+PROMISES = {
+    "keep_layers": fewer_layers,
+    "layer_drop": fewer_layers,
+    "prune_heads": fewer_heads,
+    "prune_neurons": fewer_neurons,
+    "sub_networks": narrower,
+    "l0": gated,
+    "movement": zeros,
+    "magnitude": zeros,
+    "fake_quant": packed,
+    "int8": packed,
+    "svd": thin,
+}
