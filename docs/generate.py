@@ -164,12 +164,7 @@ def _value(part: dict[str, Any], whole: dict[str, Any]) -> str:
     if "enum" in part or "const" in part:
         return ", ".join(f"`{one}`" for one in part.get("enum", [part.get("const")]))
     if part["type"] == "array":
-        inner = part.get("items") or part["prefixItems"]
-        if "$ref" in inner:
-            return "list of entries by name"
-        if "enum" in inner:
-            return f"list of {_value(inner, whole)}"
-        return "list of pairs" if isinstance(inner, list) or "prefixItems" in inner else "list of whole numbers"
+        return f"list of {_items(part.get('items') or part['prefixItems'], whole)}"
     words = {
         "integer": "whole number",
         "number": "number",
@@ -178,6 +173,15 @@ def _value(part: dict[str, Any], whole: dict[str, Any]) -> str:
         "null": "null",
     }
     return " ".join(filter(None, [words.get(part["type"], part["type"]), _range(part)]))
+
+
+def _items(inner: Any, whole: dict[str, Any]) -> str:
+    """What a list holds, in words."""
+    if isinstance(inner, list) or "prefixItems" in inner:
+        return "pairs"
+    if "$ref" in inner:
+        return "entries by name"
+    return _value(inner, whole) if "enum" in inner else "numbers" if inner["type"] == "number" else "whole numbers"
 
 
 def _default(value: Any) -> str:

@@ -17,7 +17,7 @@ from lissom.edits import Editor
 from lissom.methods import METHODS, Given, Method
 from lissom.methods.options import build, plain
 from lissom.nn import Int8Linear
-from lissom.recipe import Recipe, catalogue, parameters
+from lissom.recipe import Recipe, parameters
 from tests import tiny
 
 OPTIONS: dict[str, dict[str, Any]] = {

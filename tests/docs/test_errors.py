@@ -42,6 +42,7 @@ SHARED = {
     463: "no manifest of lissom",
     602: "the disk is full",
     603: "not allowed to write",
+    713: "packed layers have no gradient",
     715: "a kind of model that a step cannot work with",
     737: "the model predicts no tokens of running text",
     801: "the data is not there or is no data",

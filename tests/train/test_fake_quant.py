@@ -469,7 +469,7 @@ def test_packed_layers_are_refused():
 
 
 def test_binary_has_no_step_to_train():
-    with pytest.raises(LissomError, match=r"LSM-315 fake_quant\.steps: binary weights have no step to train"):
+    with pytest.raises(LissomError, match=r"LSM-319 fake_quant\.steps: binary weights have no step to train"):
         FakeQuant(weights="binary", steps="learned").check(Editor(tiny.model("bert")).anatomy(), None)
 
 

@@ -109,10 +109,10 @@ class Method(ABC):
 
 
 def check_gradients(anatomy: Anatomy) -> None:
-    """Raise LSM-713 when a layer is packed to int8: no gradient goes through it."""
+    """Raise LSM-713 when a layer is packed to 8 bits or fewer: no gradient goes through it."""
     from lissom.nn import Int8Linear
 
     packed = next((name for name, one in anatomy.model.named_modules() if isinstance(one, Int8Linear)), None)
     if packed is not None:
-        cause = "this step needs gradients, and a layer that is packed to int8 has none"
-        raise LissomError(713, cause, place=packed, remedy="Begin with the model as it was before int8.")
+        cause = "this step needs gradients, and a packed layer has none"
+        raise LissomError(713, cause, place=packed, remedy="Begin with the model as it was before it was packed.")

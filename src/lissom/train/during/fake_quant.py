@@ -81,10 +81,10 @@ class FakeQuant(During):
         return True
 
     def check(self, anatomy: Anatomy, teacher: PreTrainedModel | None) -> None:
-        """Raises LSM-315 for binary weights with trained steps."""
+        """Raises LSM-319 for binary weights with trained steps."""
         if self.weights == "binary" and self.steps != "range":
             cause = "binary weights have no step to train: their scale is mean|w|"
-            raise LissomError(315, cause, place="fake_quant.steps", remedy="Write steps: range.")
+            raise LissomError(319, cause, place="fake_quant.steps", remedy="Write steps: range.")
 
     def begin(self, editor: Editor, teacher: PreTrainedModel | None) -> Acting:
         """Put a quantizer on each weight and on each input."""

@@ -88,8 +88,8 @@ class Meta(During):
             cause += f", the teacher with {teacher.config.num_labels}"
             raise LissomError(319, cause, place="meta", remedy="Use a teacher of the same task.")
         if any(isinstance(module, Int8Linear) for module in teacher.modules()):
-            cause = "the teacher is to be trained, and layers that are packed to int8 cannot be"
-            raise LissomError(713, cause, place="meta", remedy="Use the teacher as it was before int8.")
+            cause = "the teacher is to be trained, and packed layers cannot be"
+            raise LissomError(713, cause, place="meta", remedy="Use the teacher as it was before it was packed.")
 
     def begin(self, editor: Editor, teacher: PreTrainedModel | None) -> Acting:
         """Nothing in the student. Raises LSM-317 without a teacher."""

@@ -112,8 +112,8 @@ def _check_fit(student: nn.Module, mine: Stack, teacher: nn.Module, wanted: Stac
             cause = f"the student's {said.format(left)}, the teacher's {right}"
             raise LissomError(319, cause, place="replace_modules", remedy="Use hidden, which projects, instead.")
     if any(isinstance(module, Int8Linear) for module in teacher.modules()):
-        cause = "no gradient goes through the teacher's layers, which are packed to int8"
-        raise LissomError(713, cause, place="replace_modules", remedy="Use the teacher as it was before int8.")
+        cause = "no gradient goes through the teacher's layers, which are packed"
+        raise LissomError(713, cause, place="replace_modules", remedy="Use the teacher as it was before it was packed.")
     own, others = (list(getattr(model.config, "layer_types", None) or ()) for model in (student, teacher))
     for i, group in enumerate(groups(count, layers) if own and others else ()):
         if {others[j] for j in group} != {own[i]}:
