@@ -235,7 +235,7 @@ def catalogue() -> list[Entry]:
         {"id": name, "name": name, "year": None, "family": "lissom", "kind": "recipe"}
         for name in sorted(ready - published)
     ]
-    return [one | (_READY if one["id"] in ready else _PLANNED) for one in [*own, *systems]]
+    return [_PLANNED | one | (_READY if one["id"] in ready else {}) for one in [*own, *systems]]
 
 
 def parameters(model: PreTrainedModel) -> int:
