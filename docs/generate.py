@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
 
 ROWS = ROOT / "results" / "demo.jsonl"
+DISTILLED = ROOT / "results" / "distil.jsonl"
 PICTURE = ROOT / "docs" / "demo.svg"
 REFERENCE = "original"
 WIDTH = 100  # of the help texts, in letters
@@ -195,6 +196,43 @@ def _default(value: Any) -> str:
     return "required" if value is dataclasses.MISSING else f"`{json.dumps(value)}`"
 
 
+# what each brought
+
+
+def distilled() -> str:
+    """The table of results/distil.jsonl: every student beside its teacher, best first."""
+    from lissom.bench.rows import read_rows
+
+    if not DISTILLED.exists():
+        return "Nothing is measured yet.\n"
+    rows = read_rows([DISTILLED])
+    teacher, students = rows[0], sorted(rows[1:], key=lambda row: -_reading(row, "accuracy")["value"])
+    lines = [_student(row) for row in (teacher, *students)]
+    place, data = teacher["machine"], teacher["data"]
+    about = (
+        f"Measured with `benchmarks/distil/run.sh` on {data['n']} texts of the {data['split']} split of {data['name']}, "
+        f"in torch on {place['cpu']}, one seed each; intervals are 95 %. The rows are in "
+        "[results/distil.jsonl](../results/distil.jsonl)."
+    )
+    header = ["student", "accuracy", "kept", "same label", "probability loyalty", "MB", "layers' zeros"]
+    return f"{table(header, lines)}\n{textwrap.fill(about, 118, break_long_words=False)}\n"
+
+
+def _reading(row: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(one for one in row["readings"] if one["name"] == name)
+
+
+def _student(row: dict[str, Any]) -> list[str]:
+    said = {one["name"]: one for one in row["readings"]}
+    accuracy = said["accuracy"]
+    interval = f"{accuracy['value']:.3f} ({accuracy['low']:.3f} to {accuracy['high']:.3f})"
+    shares = [f"{said[name]['value']:.3f}" for name in ("keep", "label_loyalty", "probability_loyalty")]
+    zeros = said["sparsity"]["value"]
+    file = ROOT / "benchmarks" / "distil" / f"{row['subject']}.yaml"
+    name = f"[`{row['subject']}`](../benchmarks/distil/{file.name})" if file.exists() else f"`{row['subject']}`"
+    return [name, interval, *shares, f"{said['size_mb']['value']:.1f}", f"{zeros:.0%}" if zeros >= 0.01 else ""]
+
+
 # recipes, readings, command line
 
 
@@ -322,6 +360,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "methods": methods,
     "augment": augment,
     "recipes": recipes,
+    "distilled": distilled,
     "metrics": metrics,
     "command line": command_line,
     "result": result,

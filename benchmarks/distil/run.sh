@@ -8,7 +8,7 @@ teacher=$1 pretrained=$2 data=$3 work=$4 rows=$5
 here=$(cd "$(dirname "$0")" && pwd)
 students=(
   plain ternary-bert vanilla-kd distilbert pkd tinybert tinybert-plain minilm minilmv2 bert-of-theseus metadistil
-  states-and-answers int8-after int8-aware soft-movement combined plain-every-other alp-kd codir rail-kd annealing-kd
+  states-and-answers int8-after int8-aware soft-movement combined plain-every-other
 )
 mkdir -p "$work"
 
@@ -32,6 +32,8 @@ done
 if [ "${queue%/*}" = 1 ]; then from_pretrained; fi
 [ "$queue" = 1/1 ] || exit 0
 
+ln -sfn "$(realpath "$teacher")" "$work/teacher"
+rows=$(realpath -m "$rows") data=$(realpath "$data")
 cd "$work"
-lissom measure no-teacher "${students[@]}" --vs "$teacher" --data "$data" --max-length 64 --out "$rows" \
+lissom measure no-teacher "${students[@]}" --vs teacher --data "$data" --max-length 64 --out "$rows" \
   --metrics accuracy,keep,label_loyalty,probability_loyalty,size_mb,parameters,sparsity,flops
