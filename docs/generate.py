@@ -210,7 +210,7 @@ def distilled() -> str:
     lines = [_student(row) for row in (teacher, *students)]
     place, data = teacher["machine"], teacher["data"]
     about = (
-        f"Measured with `benchmarks/distil/run.sh` on {data['n']} texts of the {data['split']} split of {data['name']}, "
+        f"Measured with `benchmarks/distil/run.sh` on {data['n']} texts of the {data['split']} split of {data['name']} "
         f"in torch on {place['cpu']}, one seed each; intervals are 95 %. The rows are in "
         "[results/distil.jsonl](../results/distil.jsonl)."
     )
