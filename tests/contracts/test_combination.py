@@ -1,5 +1,7 @@
-"""One step of training with a teacher, masks and rounding at once: what is left is sparse, packed, the same after loading
-and the same in another runtime."""
+"""One step of training with a teacher, masks and rounding at once.
+
+What is left is sparse, packed, the same when it is loaded, and the same in another runtime.
+"""
 
 from __future__ import annotations
 

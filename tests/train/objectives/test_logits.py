@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -249,12 +250,22 @@ def test_only_where_the_student_is_unsure():
     assert least.item() == pytest.approx(4.0 / 2)
 
 
+def test_from_easy_to_hard():
+    """The teacher is surest of row 2, then of 0; the share of the batch rises with the run."""
+    teacher = [[3.0, 0.0], [0.0, 0.0], [0.0, 5.0], [1.0, 0.0]]
+    both = answers([[0.0, 0.0]] * 4, teacher)
+    options = Logits(loss="mse", examples=Ramp(start=0.25, end=1.0), first="sure")
+    found = [options.value(dataclasses.replace(both, progress=done), NOTHING).item() for done in (0.0, 1 / 3, 1.0)]
+    assert found == pytest.approx([25 / 2, (25 / 2 + 9 / 2) / 2, (25 + 9 + 1) / 2 / 4])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"mix": 0.1}, "LSM-319 logits: mix belongs to js, skew, skew_reverse, and the loss is kl. Leave mix out."),
         ({"scale": 0.5}, 'LSM-319 logits: scale and margin belong to mse, and the loss is kl. Write "loss: mse".'),
         ({"loss": "js", "margin": Ramp(start=1.0, end=0.0)}, "scale and margin belong to mse, and the loss is js"),
+        ({"first": "sure"}, "LSM-319 logits: first chooses among examples, and all of them count"),
         ({"loss": "rank", "examples": 0.5}, "LSM-319 logits: rank compares pairs of rows; it weights and chooses"),
         ({"loss": "rank", "teachers": "confidence"}, "rank compares pairs of rows"),
     ],

@@ -5,7 +5,7 @@
 with logits t of the teacher and s of the student. D is a divergence between their softened distributions (kl, reverse,
 js, skew, skew_reverse: formulas and sources in `lissom.train.divergence`), or
 
-    mse     max(0, mean over classes of (s - φ · t)² - m)
+    mse     max(0, mean over classes, or real tokens, of (s - φ · t)² - m)
     rank    for each pair i, j of the batch: KL( σ((t_i - t_j) / T) ‖ σ((s_i - s_j) / T) ) of the two outcomes
 
 Sources: kl: Hinton, Vinyals, Dean 2015, section 2.  mse: Ba and Caruana 2014, eq. 1; it is, up to a factor and the mean
@@ -16,7 +16,8 @@ targets, so that agreement costs nothing.
 Several teachers. mean: the mean of their softened probabilities (Liu et al. 2019, MT-DNN with distillation, section 3),
 for mse and rank of their logits.  confidence: L = mean over teachers k and rows of D(t_k, s) / (1 + CE_k), with the
 teacher's own cross-entropy with the label (Wu et al. 2021, MT-BERT, section 3); MT-BERT sums over the teachers.
-examples: Li et al. 2021 (Dynamic KD), section 3.2, by the entropy of the student.
+examples: Li et al. 2021 (Dynamic KD), section 3.2, by the entropy of the student; first: sure with a rising share is a
+curriculum from easy to hard (Bengio et al. 2009), by the entropy of the teacher.
 Differs: φ and m move with every step, not with every epoch; the margin is taken from a mean over classes, not from a
 sum.
 """
@@ -32,7 +33,7 @@ from pydantic import Field
 
 from lissom.errors import LissomError
 from lissom.train.divergence import MIXING, Divergence, blended, divergence
-from lissom.train.objectives.base import Answers, Objective
+from lissom.train.objectives.base import PADDED, Answers, Objective
 from lissom.train.ramp import Positive, Ramp, Temperature, at
 
 if TYPE_CHECKING:
@@ -80,8 +81,13 @@ class Logits(Objective):
         Field(description="Of several: their mean, or each weighted row by row by how right or sure it is."),
     ] = "mean"
     examples: Annotated[
-        float, Field(gt=0, le=1, description="Share of the batch that counts: where the student is least sure.")
+        Annotated[float, Field(gt=0, le=1)] | Ramp,
+        Field(description="Share of the batch that counts, or a ramp of it: {start: 0.3, end: 1.0}."),
     ] = 1.0
+    first: Annotated[
+        Literal["unsure", "sure"],
+        Field(description="Which examples: where the student is least sure, or the teacher surest (a curriculum)."),
+    ] = "unsure"
     tokens: Annotated[
         Literal["labelled", "all"],
         Field(description="Of the tokens of a text: those that have a label where some have one, or all."),
@@ -95,6 +101,8 @@ class Logits(Objective):
             _refuse(f"mix belongs to {', '.join(MIXING)}, and the loss is {self.loss}", "Leave mix out.")
         if self.loss != "mse" and (self.scale != 1.0 or self.margin != 0.0):
             _refuse(f"scale and margin belong to mse, and the loss is {self.loss}", 'Write "loss: mse".')
+        if self.first != "unsure" and self.examples == 1.0:
+            _refuse("first chooses among examples, and all of them count", "Write a share or a ramp for examples.")
         if self.loss == "rank" and (self.teachers != "mean" or self.examples != 1.0):
             _refuse("rank compares pairs of rows; it weights and chooses no single ones", "Leave the option out.")
 
@@ -139,8 +147,8 @@ class Logits(Objective):
             rows = torch.stack(each).mean(dim=0)
         else:
             rows = self._distances(student, target, answers)
-        if self.examples < 1:
-            rows = rows[_unsure(student, self.examples)]
+        if (share := at(self.examples, answers.progress)) < 1:
+            rows = rows[_most(_entropy(student) if self.first == "unsure" else -_entropy(target), share)]
         return rows.mean()
 
     def _seen(self, answers: Answers) -> Answers:
@@ -154,7 +162,9 @@ class Logits(Objective):
     def _distances(self, student: Tensor, teacher: Tensor, answers: Answers) -> Tensor:
         """(n,)"""
         if self.loss in ("mse", "rank") or _numbers(answers, student):
-            error = (student - at(self.scale, answers.progress) * teacher).square().mean(dim=-1)
+            counted = teacher > PADDED  # positions that are no answer to a question
+            error = (student - at(self.scale, answers.progress) * teacher).masked_fill(~counted, 0.0).square()
+            error = error.sum(dim=-1) / counted.sum(dim=-1).clamp_min(1)
             return (error - at(self.margin, answers.progress)).clamp_min(0)
         kind = cast("Divergence", self.loss)
         return divergence(student, teacher, kind, at(self.temperature, answers.progress), self.mix)
@@ -193,15 +203,19 @@ def _trust(teacher: Tensor, answers: Answers) -> Tensor:
     return 1 / (1 + error)
 
 
-def _unsure(student: Tensor, share: float) -> Tensor:
-    """The numbers of the rows with the highest entropy, at least one."""
+def _entropy(scores: Tensor) -> Tensor:
+    """How unsure each row is, (n,), in nats; scores: (n, classes), logits or log-probabilities."""
     import torch
     from torch.nn import functional
 
     with torch.no_grad():
-        likely = functional.log_softmax(student, dim=-1)
-        entropy = -(likely.exp() * likely).sum(dim=-1)
-        return entropy.topk(max(1, math.ceil(share * len(student)))).indices
+        likely = functional.log_softmax(scores, dim=-1)
+        return -(likely.exp() * likely).sum(dim=-1)
+
+
+def _most(scores: Tensor, share: float) -> Tensor:
+    """The numbers of the `share` of `scores` (n,) that are the highest, at least one."""
+    return scores.topk(max(1, math.ceil(share * len(scores)))).indices
 
 
 def _refuse(cause: str, remedy: str) -> None:
