@@ -38,6 +38,18 @@ def test_mse_by_hand():
     assert value.item() == pytest.approx((4 + 1) / 2)
 
 
+def test_padding_of_questions_is_no_error():
+    """It is masked with one number on both sides, which a scaled teacher would be far from."""
+    student, teacher = (
+        QuestionAnsweringModelOutput(start_logits=torch.full((2, 3), at), end_logits=torch.full((2, 3), at))
+        for at in (1.0, 4.0)
+    )
+    both = Answers(inputs={"input_ids": MASK, "attention_mask": MASK}, student=student, teacher=teacher)
+    assert Logits(loss="mse").value(both, NOTHING).item() == pytest.approx(9.0), "a mean over real tokens"
+    assert Logits(loss="mse", scale=0.5).value(both, NOTHING).item() == pytest.approx(1.0)
+    assert Logits(loss="mse", scale=0.5, margin=2.0).value(both, NOTHING).item() == 0.0
+
+
 def test_regression_is_mse_whatever_the_loss():
     value = Logits(loss="kl").value(answers([[1.0], [2.0]], [[1.5], [4.0]], regression=True), NOTHING)
     assert value.item() == pytest.approx((0.25 + 4.0) / 2)

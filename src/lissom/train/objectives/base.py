@@ -29,6 +29,9 @@ Read = Literal["hidden_states", "attentions", "projections"]
 softmax of each layer; `lissom.train.projections.Projections` of each layer of the first stack."""
 
 
+PADDED = -1e4
+"""The score of a position of padding, in question answering."""
+
 Embed = Callable[["PreTrainedModel"], "Tensor"]
 
 
@@ -101,13 +104,14 @@ class Answers:
         """The answers that count, as float32 rows (n, classes).
 
         A row stands for a text; in token tasks for a labelled token, or for a real one where nothing is labelled; in
-        question answering for a side of the answer (first the starts of all texts), over positions, padding at -1e4.
+        question answering for a side of the answer (first the starts of all texts), over positions,
+        padding at `PADDED`.
         """
         import torch
 
         if "start_logits" in output:
             both = torch.cat([output["start_logits"], output["end_logits"]]).float()
-            return both.masked_fill(~self.mask.repeat(2, 1), -1e4)
+            return both.masked_fill(~self.mask.repeat(2, 1), PADDED)
         logits: Tensor = output["logits"]
         if logits.dim() == 2:
             return logits.float()

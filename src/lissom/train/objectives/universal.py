@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from lissom.train.objectives.base import Answers, Objective, Read
+from lissom.train.objectives.base import PADDED, Answers, Objective, Read
 from lissom.train.objectives.layers import states
 from lissom.train.objectives.positions import gather
 
@@ -60,7 +60,7 @@ class Universal(Objective):
         if not ours.shape[1]:  # no labelled token in the batch; the mean of nothing would be NaN
             return ours.sum()
         final = answers.scores(answers.taught)
-        kept = final > -1e4  # padding of questions says nothing about which layer is meant
+        kept = final > PADDED  # padding of questions says nothing about which layer is meant
         near = torch.einsum("mrc,nrc->mnr", ours * kept, theirs.detach() * kept).softmax(dim=1)
         target = torch.einsum("mnr,nrc->mrc", near, _answer(theirs.detach(), answers)).detach()
         return _gap(ours, target, answers) + _gap(theirs, _answer(final, answers).expand_as(theirs), answers)
