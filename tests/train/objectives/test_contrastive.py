@@ -13,9 +13,11 @@ from tests.train.objectives.taught import HEAD, learned, resumes
 MASK = torch.tensor([[1, 1], [1, 0]])
 
 
-def answers(student, teacher, labels=None, mask=MASK):
-    """One layer of states (texts, tokens, width) each."""
-    inputs = {"input_ids": mask, "attention_mask": mask} | ({} if labels is None else {"labels": torch.tensor(labels)})
+def answers(student, teacher, labels=None, mask=MASK, first=1):
+    """One layer of states (texts, tokens, width) each. first: the token that the texts begin with."""
+    inputs = {"input_ids": mask * torch.tensor([first, 5]), "attention_mask": mask} | (
+        {} if labels is None else {"labels": torch.tensor(labels)}
+    )
     both = [SequenceClassifierOutput(hidden_states=(torch.tensor(one),)) for one in (student, teacher)]
     return Answers(inputs=inputs, student=both[0], teacher=both[1])
 
@@ -66,12 +68,24 @@ def test_the_queue_holds_the_newest_texts_of_the_teacher():
     beside = straight(objective, both)
     objective.value(both, beside)
     assert beside.queue.tolist() == [X, Y, [0.0, 0.0]]
-    value = objective.value(both, beside)  # now X and Y are others, besides each other
+    value = objective.value(answers(SAME, SAME, first=2), beside)  # now X and Y are others, besides each other
     e = math.e
     assert value.item() == pytest.approx(-math.log(e / (e + 1 + e + 1)), rel=1e-5)
     assert beside.queue.tolist() == [Y, Y, X], "the third and the oldest place"
     assert not beside.queue.requires_grad
     assert int(beside.seen) == 4
+
+
+def test_a_text_is_no_other_of_itself():
+    """It comes again in the next epoch, when the queue still has it, and so may a copy of it in the batch."""
+    objective = Contrastive(temperature=1.0, size=2, queue=4)
+    both = answers(SAME, SAME)
+    beside = straight(objective, both)
+    objective.value(both, beside)
+    e = math.e  # the other text twice: in the batch and in the queue
+    assert objective.value(both, beside).item() == pytest.approx(-math.log(e / (e + 1 + 1)), rel=1e-5)
+    twins = answers([[X, X], [Y, Y]], [[X, X], [Y, Y]], mask=torch.ones(2, 2, dtype=torch.int64))
+    assert objective.value(twins, straight(objective, twins)).item() == pytest.approx(0.0, abs=1e-6)
 
 
 def test_the_queue_knows_classes():

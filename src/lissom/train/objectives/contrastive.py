@@ -4,8 +4,9 @@
 
 with < , > the cosine, s the student's, t the teacher's, t_k the teacher's of others.
 texts: s and t are the means over the real tokens of every layer, the embeddings' too, put one after another and mapped
-    linearly to `size` numbers; others are the texts of the batch and of a queue of earlier ones, where texts have a
-    class only those of another class. Sun et al. 2020 (CoDIR), section 3. Differs: the rest of the batch counts too.
+    linearly to `size` numbers; others are the texts of the batch and of a queue of earlier ones, no copies of
+    the text itself, and where texts have a class only those of another class. Sun et al. 2020 (CoDIR), section 3. Differs: the
+    rest of the batch counts too.
 tokens: s and t are the last states of a token, with a trained map where widths differ; others are the tokens of the
     same text. Tao et al. 2022 (QuantGPT), section 3.1. Differs: all other tokens count, and not the student's own
     earlier states, of which the paper keeps a slow average for every training text.
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from transformers.utils.generic import ModelOutput
 
 _NO_CLASS = -1
+_HASH = 6364136223846793005  # Knuth's multiplier of a linear congruential generator
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,7 @@ class Contrastive(Objective):
             setattr(beside, name, nn.Linear(sum(one.shape[-1] for one in layers), self.size))
         beside.register_buffer("queue", torch.zeros(self.queue, self.size))
         beside.register_buffer("classes", torch.full((self.queue,), _NO_CLASS))
+        beside.register_buffer("texts", torch.zeros(self.queue, dtype=torch.int64))
         beside.register_buffer("seen", torch.zeros((), dtype=torch.int64))
         return beside
 
@@ -88,27 +91,29 @@ class Contrastive(Objective):
 
         mine = functional.normalize(beside.student(summary(answers.student, answers.mask)).float(), dim=-1)
         wanted = functional.normalize(beside.teacher(summary(answers.taught, answers.mask)).float(), dim=-1)
-        classes = _classes(answers, len(mine))
+        classes, texts = _classes(answers, len(mine)), _texts(answers)
         filled = min(int(beside.seen), self.queue)
         others, theirs = torch.cat([wanted, beside.queue[:filled]]), torch.cat([classes, beside.classes[:filled]])
         alike = (classes[:, None] == theirs) & (classes[:, None] != _NO_CLASS)
+        alike |= texts[:, None] == torch.cat([texts, beside.texts[:filled]])  # it is met again in every epoch
         own = torch.arange(len(mine), device=mine.device)
         alike[own, own] = False
         near = (mine @ others.T).float() / self.temperature
         loss = functional.cross_entropy(near.masked_fill(alike, -1e9), own)
-        self._keep(beside, wanted.detach(), classes)
+        self._keep(beside, wanted.detach(), classes, texts)
         return loss
 
-    def _keep(self, beside: Any, wanted: Tensor, classes: Tensor) -> None:
+    def _keep(self, beside: Any, wanted: Tensor, classes: Tensor, texts: Tensor) -> None:
         """Put the newest summaries in the place of the oldest."""
         import torch
 
         if not self.queue:
             return
-        wanted, classes = wanted[-self.queue :], classes[-self.queue :]
+        wanted, classes, texts = (one[-self.queue :] for one in (wanted, classes, texts))
         places = (int(beside.seen) + torch.arange(len(wanted), device=wanted.device)) % self.queue
         beside.queue[places] = wanted
         beside.classes[places] = classes
+        beside.texts[places] = texts
         beside.seen += len(wanted)
 
 
@@ -127,3 +132,12 @@ def _classes(answers: Answers, count: int) -> Tensor:
     if labels is None or labels.dim() != 1 or answers.regression or labels.is_floating_point():
         return torch.full((count,), _NO_CLASS, device=answers.mask.device)
     return labels
+
+
+def _texts(answers: Answers) -> Tensor:
+    """A number that names each text, (batch,) int64: a polynomial hash of its tokens, with overflow."""
+    import torch
+
+    mask = answers.mask.long()
+    powers = torch.full((mask.shape[1] + 1,), _HASH, device=mask.device).cumprod(dim=0)
+    return ((answers.inputs["input_ids"] + 1) * mask * powers[mask.cumsum(dim=1)]).sum(dim=1)
