@@ -56,6 +56,25 @@ class Stop:
             raise KeyboardInterrupt
 
 
+@pytest.mark.parametrize("options", [{}, {"max_steps": 8}], ids=["epochs", "steps"])
+def test_a_run_that_is_cut_while_it_validates_does_not_lose_the_score(tmp_path, options):
+    """The last step of an epoch is saved after its validation alone; the best weights are those of an unbroken run."""
+    scores = iter((0.1, 0.9, 0.9))
+
+    def validate(model):
+        score = next(scores)
+        if score == 0.9 and not cut:
+            cut.append(score)
+            raise KeyboardInterrupt
+        return score
+
+    cut = []
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, validate=validate, save_seconds=0, **options)
+    done = run(tmp_path, validate=validate, save_seconds=0, **options)[1]
+    assert (done.best_step, done.score) == (done.steps, 0.9)
+
+
 def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path):
     first, second, third = (run(tmp_path / str(i), seed=seed)[0] for i, seed in enumerate((0, 0, 1)))
     assert equal(state(first), state(second))

@@ -58,7 +58,7 @@ class Pace(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """Move every schedule on, report, and write a checkpoint when the last one is old."""
+        """Move every schedule on, report, and write a checkpoint when the last one is old and the epoch goes on."""
         self.engine.move(state.global_step / state.max_steps)
         epochs = math.ceil(state.num_train_epochs)
         epoch = min(math.ceil(state.epoch or 0.0), epochs)
@@ -66,7 +66,9 @@ class Pace(TrainerCallback):
         self.losses.append(float(self.engine.loss))
         said = f"epoch {epoch} of {epochs}, loss {self.losses[-1]:.3g}, {rate:.{int(rate < 10)}f} rows/s"
         self.report(said, state.global_step / state.max_steps)
-        late = time.monotonic() - self.saved >= self.save_seconds
+        # the last step of an epoch is saved with its score: a run that goes on from there does not validate it again
+        last = float(state.epoch or 0).is_integer() or state.global_step >= state.max_steps
+        late = not last and time.monotonic() - self.saved >= self.save_seconds
         control.should_save = bool(processes.told(late, args.device))
         return control
 
