@@ -53,8 +53,23 @@ def test_the_ranking_is_the_first_order_one(tmp_path):
     acting = SubNetworks().begin(editor, None)
     acting.at(0.0)
     model(**batch).loss.backward()
+    acting.at(0.1)
     heads = [one for one in acting.made if len(one.scores) == 4][1]
     torch.testing.assert_close(heads.scores, wanted, rtol=1e-4, atol=1e-7)
+    acting.remove()
+
+
+def test_a_ranking_of_several_processes_is_added_up_before_a_checkpoint(monkeypatch):
+    """Checkpoints and validation give every process the buffers of the first one."""
+    monkeypatch.setattr("lissom.train.processes.summed", lambda tensor: 2 * tensor)  # as if another found the same
+    acting = SubNetworks(rank=0.5).begin(Editor(tiny.model("bert", CLASSIFIER)), None)
+    acting.at(0.0)
+    one = acting.made[0]
+    for progress, found in ((0.1, 2.0), (0.2, 4.0), (0.5, 6.0), (0.6, 6.0)):
+        one.fresh += 1.0 if progress <= 0.5 else 0.0
+        acting.at(progress)
+        assert one.scores.tolist() == [found] * len(one.scores)
+    assert not any("fresh" in name for name in one.state_dict())
     acting.remove()
 
 

@@ -62,16 +62,18 @@ class SubNetworks(During):
 class Nested(nn.Module):
     """w -> w with the columns of all units but the best ones set to zero.
 
-    scores: (units,), importance, higher is better.  width: share of the units that is open in training; in eval mode it
-    is `final`.
+    scores: (units,), importance, higher is better.  fresh: (units,), what this process found since they were added up.
+    width: share of the units that is open in training; in eval mode it is `final`.
     """
 
     scores: Tensor
+    fresh: Tensor
 
     def __init__(self, part: Part, along: Along, final: float, device: torch.device) -> None:
         super().__init__()
         self.along, self.width, self.final = along, 1.0, final
         self.register_buffer("scores", torch.zeros(part.units, device=device))
+        self.register_buffer("fresh", torch.zeros(part.units, device=device), persistent=False)
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight without what is closed."""
@@ -87,7 +89,6 @@ class _Nesting(Acting):
     def __init__(self, editor: Editor, options: SubNetworks) -> None:
         self.model, self.options = editor.model, options
         self.ranking = True
-        self.ranked = False  # the scores of all processes are summed
         self.engine: Engine | None = None
         plan = Plan()
         device = next(self.model.parameters()).device
@@ -112,25 +113,18 @@ class _Nesting(Acting):
             def add(gradient: Tensor) -> None:
                 share = (x.detach() * gradient).float().reshape(len(x), -1, part.units, part.size)
                 for one in masks:
-                    one.scores += share.sum(dim=(1, 3)).abs().sum(dim=0)
+                    one.fresh += share.sum(dim=(1, 3)).abs().sum(dim=0)
 
             x.register_hook(add)
 
         return hook
 
     def at(self, progress: float) -> None:
+        if self.ranking:  # after each step: a checkpoint takes the scores of the first process for all
+            for one in cast("list[Nested]", self.made):
+                one.scores += processes.summed(one.fresh)
+                one.fresh.zero_()
         self.ranking = progress < self.options.rank
-        if not self.ranking and not self.ranked:
-            self.ranked = True
-            for one in self.made:
-                scores = cast("Nested", one).scores
-                scores.copy_(processes.summed(scores))
-
-    def state(self) -> dict[str, Tensor]:
-        return {"ranked": torch.tensor(self.ranked)}
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        self.ranked = bool(state["ranked"])
 
     @property
     def settled(self) -> bool:
