@@ -5,8 +5,8 @@
 with < , > the cosine, s the student's, t the teacher's, t_k the teacher's of others.
 texts: s and t are the means over the real tokens of every layer, the embeddings' too, put one after another and mapped
     linearly to `size` numbers; others are the texts of the batch and of a queue of earlier ones, no copies of
-    the text itself, and where texts have a class only those of another class. Sun et al. 2020 (CoDIR), section 3. Differs: the
-    rest of the batch counts too.
+    the text itself, and where texts have a class only those of another class. Sun et al. 2020 (CoDIR), section 3.
+    Differs: the rest of the batch counts too.
 tokens: s and t are the last states of a token, with a trained map where widths differ; others are the tokens of the
     same text. Tao et al. 2022 (QuantGPT), section 3.1. Differs: all other tokens count, and not the student's own
     earlier states, of which the paper keeps a slow average for every training text.
