@@ -134,6 +134,22 @@ def test_kept_layers_are_saved_and_loaded(tmp_path, variant):
     assert torch.equal(tiny.outputs(model, inputs), tiny.outputs(again, inputs))
 
 
+@pytest.mark.parametrize("variant", ["bert", "distilbert", "albert", "gpt2", "llama", "t5", "bart", "modernbert"])
+def test_the_score_is_that_of_the_layers_that_stay(tmp_path, variant, monkeypatch):
+    """What validation sees before the layers are cut is what the cut model answers."""
+    seen = []
+    during = [LayerDrop(probability=0.5, keep=2)]
+
+    def validate(model):
+        seen.append(tiny.outputs(model.eval(), tiny.batch(model)))
+        return 0.0 if len(seen) < 2 else 1.0  # the last weights are the best ones
+
+    monkeypatch.setattr("lissom.train.run.bf16_is_faster", lambda device: False)
+    model, done = run(tmp_path, variant, validate=validate, during=during)
+    assert done.best_step == done.steps
+    torch.testing.assert_close(seen[-1], tiny.outputs(model, tiny.batch(model)), rtol=1e-5, atol=1e-6)
+
+
 def test_every_other_layer_stays_by_its_weights(tmp_path):
     model = tiny.model("bert", CLASSIFIER, num_hidden_layers=6)
     blocks = [block.attention.self.query.weight for block in model.bert.encoder.layer]

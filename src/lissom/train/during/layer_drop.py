@@ -2,8 +2,9 @@
 
     x_(l+1) = x_l with probability p, else layer_l(x_l)
 
-drawn anew for each layer and each forward; evaluation runs all layers. Afterwards a shallower model can be cut out of
-the trained one without further tuning.
+drawn anew for each layer and each forward; evaluation runs all layers, or those that `keep` leaves, so that the best
+weights are the best ones of the model that is left. Afterwards a shallower model can be cut out of the trained one
+without further tuning.
 Source: Fan, Grave, Joulin 2020 (LayerDrop), section 3.1 for training, 3.2 for the layers that stay ("every other",
 which it finds best); p = 1 - kept share where one depth is aimed at. As there, nothing is rescaled: neither states in
 training nor layers at inference. Differs: layers that stay are at equal distances for any count, where the paper drops
@@ -14,7 +15,8 @@ still runs when it is dropped, and only its states are thrown away.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
@@ -83,22 +85,32 @@ class LayerDrop(During):
 class _Dropping(Acting):
     def __init__(self, model: PreTrainedModel, stacks: tuple[Stack, ...], options: LayerDrop) -> None:
         self.options = options
-        self.stacks = tuple((stack.name, len(stack.order)) for stack in stacks)
+        self.kept = {stack.name: self._kept(len(stack.order)) for stack in stacks}
         self.probability = at(options.probability, 0.0)
         self.detours: list[tuple[nn.Module, detour.Detour]] = []
         for stack in stacks:
             gives = stack_record(model, stack.name).gives
             for block in stack.blocks:
                 module = model.get_submodule(block.path)
-                around = self._around(module, gives, runs=block.index == 0 and any(gives or ()))
-                detour.add(module, around)
+                stays = [i in self.kept[stack.name] for i, one in enumerate(stack.order) if one == block.index]
+                around = self._around(module, gives, stays, runs=block.index == 0 and any(gives or ()))
+                detour.add(module, around, always=not all(stays))
                 self.detours.append((module, around))
 
-    def _around(self, block: nn.Module, gives: tuple[str, ...] | None, *, runs: bool) -> detour.Detour:
-        """runs: what the block gives beside its states is needed by the layers after it."""
+    def _kept(self, layers: int) -> tuple[int, ...]:
+        """The numbers of the layers that stay."""
+        keep = self.options.keep
+        return edits.chosen(self.options.by, layers if keep is None else edits.how_many(keep, layers), layers)
+
+    def _around(
+        self, block: nn.Module, gives: tuple[str, ...] | None, stays: Sequence[bool], *, runs: bool
+    ) -> detour.Detour:
+        """stays: whether the block runs in evaluation, each time that it is asked in a forward.
+        runs: what the block gives beside its states is needed by the layers after it."""
+        turns = itertools.cycle(stays)
 
         def around(forward: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-            if torch.rand((), device="cpu") >= self.probability:
+            if torch.rand((), device="cpu") >= self.probability if block.training else next(turns):
                 return forward(*args, **kwargs)
             states: Tensor = args[0]
             if runs:
@@ -120,8 +132,6 @@ class _Dropping(Acting):
 
     def end(self, editor: Editor) -> None:
         """Drop the layers that are not kept."""
-        keep = self.options.keep
-        for name, layers in self.stacks:
-            count = layers if keep is None else edits.how_many(keep, layers)
-            if count < layers:
-                editor.apply(edits.KeepLayers(stack=name, keep=edits.chosen(self.options.by, count, layers)))
+        for name, kept in self.kept.items():
+            if len(kept) < len(editor.anatomy().stack(name).order):
+                editor.apply(edits.KeepLayers(stack=name, keep=kept))
