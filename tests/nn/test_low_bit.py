@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lissom.nn import Int8Embedding, Int8Linear, LowBitEmbedding, LowBitLinear
-from lissom.nn.low_bit import BITS, fewest_bits, pack_codes, unpack, unpack_codes, weights_held
+from lissom.nn.low_bit import BITS, pack_codes, unpack, unpack_codes, weights_held
 
 torch.set_num_threads(1)
 LARGEST = {1: 1, 2: 1, 4: 7, 8: 127}
@@ -58,11 +58,6 @@ def test_packing_and_back(bits: int, columns: int) -> None:
     assert torch.equal(unpack_codes(packed, columns, bits), made)
     assert pack_codes(made.to("meta"), bits).shape == packed.shape
     assert unpack_codes(packed.to("meta"), columns, bits).shape == made.shape
-
-
-@pytest.mark.parametrize(("values", "bits"), [([1, -1], 1), ([1, 0], 2), ([0, 0], 2), ([7, -2], 4), ([-8, 0], 8)])
-def test_fewest_bits(values: list[int], bits: int) -> None:
-    assert fewest_bits(torch.tensor([values])) == bits
 
 
 @pytest.mark.parametrize("bits", BITS)

@@ -46,14 +46,6 @@ def _shifts(bits: int, device: torch.device) -> Tensor:
     return torch.arange(0, 8, bits, dtype=torch.int16, device=device)
 
 
-def fewest_bits(codes: Tensor) -> int:
-    """The fewest of `BITS` in which whole numbers of at most 127 can be stored. codes: not empty."""
-    largest = int(codes.abs().max())
-    if largest > 1:
-        return 4 if largest <= 7 else 8
-    return 2 if bool((codes == 0).any()) else 1
-
-
 def _bytes(columns: int, bits: int) -> int:
     return -(-columns * bits // 8)
 
