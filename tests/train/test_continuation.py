@@ -1,3 +1,5 @@
+import logging
+
 import pytest
 import torch
 
@@ -36,11 +38,22 @@ def test_a_text_ends_with_its_end():
 def test_settings_of_the_model_do_not_count():
     model = tiny.model("gpt2", CAUSAL)
     plain = continued(model, PROMPTS, new_tokens=5, sample=False)
-    model.generation_config.update(repetition_penalty=5.0, min_new_tokens=5, do_sample=True, top_k=1, temperature=0.1)
+    model.generation_config.update(
+        repetition_penalty=5.0, min_length=9, min_new_tokens=5, do_sample=True, top_k=1, temperature=0.1
+    )
     assert continued(model, PROMPTS, new_tokens=5, sample=False) == plain
     torch.manual_seed(0)
     drawn = {token for _ in range(20) for one in continued(model, PROMPTS, new_tokens=1, sample=True) for token in one}
     assert len(drawn) > 3, "top_k of the model would leave one for each prompt"
+
+
+def test_nothing_is_said_in_each_step(caplog, monkeypatch):
+    """It writes once a batch, and a warning of transformers each time would hide what a run says."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    model = tiny.model("gpt2", CAUSAL)
+    for sample in (True, False):
+        continued(model, PROMPTS, new_tokens=4, sample=sample)
+    assert not caplog.messages
 
 
 def test_drawing_follows_the_models_probabilities_and_the_seed():

@@ -58,7 +58,6 @@ def continued(
     mask = torch.tensor([[0] * (longest - len(one)) + [1] * len(one) for one in prompts], device=model.device)
     config = GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=new_tokens,
-        min_length=0,
         min_new_tokens=0,
         do_sample=sample,
         num_beams=beams,
