@@ -50,6 +50,7 @@ def test_settings_of_the_model_do_not_count():
 def test_nothing_is_said_in_each_step(caplog, monkeypatch):
     """It writes once a batch, and a warning of transformers each time would hide what a run says."""
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    caplog.set_level(logging.WARNING, logger="transformers")  # the tests ask for less
     model = tiny.model("gpt2", CAUSAL)
     for sample in (True, False):
         continued(model, PROMPTS, new_tokens=4, sample=sample)
