@@ -181,6 +181,13 @@ def test_the_teacher_learns_in_every_so_manieth_step(tmp_path, monkeypatch):
     assert calls == [0.5] * 3
 
 
+def test_it_learns_once_a_step_of_several_batches(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr("lissom.train.during.meta.teach", lambda *args, **options: calls.append(len(args[2]["labels"])))
+    run(tmp_path, max_steps=3, accumulate=2, warmup=0.0)
+    assert len(calls) == 3
+
+
 class Stop:
     def __call__(self, phrase, fraction):
         if round(10 * fraction) == 7:

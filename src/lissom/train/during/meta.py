@@ -120,6 +120,8 @@ class _Teaching(Acting):
         return self.made
 
     def before(self, engine: Engine, inputs: Mapping[str, Tensor]) -> None:
+        if not engine.accelerator.sync_gradients:  # of the batches of a step the last one is the teacher's
+            return
         rate = self.options.pilot_rate or float(engine.lr_scheduler.get_last_lr()[0])
         if engine.state.global_step % self.options.every or not rate:  # a pilot that stands still teaches nothing
             return
