@@ -41,3 +41,12 @@ def test_accuracy_of_a_model_whatever_the_order_of_rows():
 def test_every_kind_has_a_score(kind, head, metric):
     score = Validation(rows=rows(kind).to_list(), metric=metric, outside=0)(tiny.model("bert", head))
     assert score < 0 if metric == "perplexity" or kind == "question_answering" else 0 <= score <= 1
+
+
+def test_a_batch_without_labelled_tokens_does_not_count():
+    model = tiny.model("bert", "AutoModelForTokenClassification")
+    data = rows("tagging", count=64).to_list()
+    silent = [{**one, "labels": [-100] * len(one["labels"])} for one in rows("tagging", count=64, seed=1).to_list()]
+    short = [{name: value[:2] if isinstance(value, list) else value for name, value in one.items()} for one in silent]
+    score = Validation(rows=data, metric="perplexity")(model)
+    assert Validation(rows=[*short, *data], metric="perplexity")(model) == pytest.approx(score)

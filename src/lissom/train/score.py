@@ -70,7 +70,8 @@ class Validation:
                 loss = float(model(**{name: one.to(model.device) for name, one in batch.items()})["loss"])
             labels = batch.get("labels")
             weight = len(batch["input_ids"]) if labels is None or labels.dim() == 1 else int((labels != IGNORED).sum())
-            total, count = total + loss * weight, count + weight
+            if weight:  # the mean over no token is NaN
+                total, count = total + loss * weight, count + weight
         return total / max(count, 1)
 
     def _batches(self) -> Iterator[dict[str, Tensor]]:

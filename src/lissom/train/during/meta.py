@@ -159,9 +159,10 @@ class _Teaching(Acting):
 
 
 def _drawn(engine: Engine) -> dict[str, Tensor]:
-    """A batch of the rows kept back, each at most once. Raises LSM-317 when they have no labels."""
+    """A batch of the rows kept back, each at most once, in each process another. Raises LSM-317 without labels."""
     size = min(engine.args.train_batch_size, len(engine.held))
-    rows = engine.held.select(torch.randperm(len(engine.held))[:size].tolist()).to_list()
+    order = torch.randperm(len(engine.held)).roll(-size * processes.number())  # all processes draw the same order
+    rows = engine.held.select(order[:size].tolist()).to_list()
     if "labels" not in rows[0]:
         raise LissomError(317, "the quiz needs labels, and the rows have none", place="meta", remedy="Give labels.")
     batch: dict[str, Tensor] = engine.data_collator(rows)
