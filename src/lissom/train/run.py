@@ -117,8 +117,6 @@ def train(
         "use_cpu": device == "cpu",
     }
     arguments = _arguments(work, schedule)  # several processes know of each other from here on
-    learn = {name: [type(one).__name__, dataclasses.asdict(one)] for name, one in objectives.items()}
-    acts = [[type(one).__name__, dataclasses.asdict(one)] for one in during]
     bf16 = bf16_is_faster(device)
     means = Means(
         teachers=teachers,
@@ -131,42 +129,32 @@ def train(
     with arguments.main_process_first(local=False):  # the others read what it wrote
         for objective in objectives.values():
             rows = objective.rewrite(rows, means)
+    rows, held = _held_back(rows, max((one.held for one in during), default=0.0), seed)
     lengths, contents = _read(rows)
-    plan = [schedule, batch_tokens, patience, processes.count(), learn, acts, contents, torch.__version__]
-    held: datasets.Dataset | None = None
-    if share := max((one.held for one in during), default=0.0):
-        rows, held = _held_back(rows, share, seed)
-        lengths, contents = _read(rows)
+    learn = {name: [type(one).__name__, dataclasses.asdict(one)] for name, one in objectives.items()}
+    acts = [[type(one).__name__, dataclasses.asdict(one)] for one in during]
+    read = [contents, *([_read(held)[1]] if held else [])]
+    plan = [schedule, batch_tokens, patience, processes.count(), learn, acts, read, torch.__version__]
     key = digest(plan, model, *teachers)
     if not processes.agree(key, arguments.device):
         cause = "the processes have not the same model, rows and options"
         raise LissomError(219, cause, place="tune", remedy="Start all of them with the same command.")
     arguments.output_dir = str(work / f"tune-{key}")
+    whole = max_steps is None or max_steps * accumulate * processes.count() * batch_size >= len(rows)
     editor = Editor(model)
     with _untouched(model, teachers, eager=any("attentions" in one.reads for one in objectives.values())):
         stored: list[Tensor] = []
-        whole = max_steps is None or max_steps * accumulate * processes.count() * batch_size >= len(rows)
-        if whole and teachers and _only_logits(objectives, during) and all(map(one_answer_a_row, teachers)):
-            names = [f"answers-{digest([contents, bf16, torch.__version__], one)}.safetensors" for one in teachers]
-            with arguments.main_process_first(local=False):  # the others read what it wrote
-                stored = [
-                    answers(nn.Module.to(one, arguments.device), rows, work / name, pad_id=pad_id, bf16=bf16)
-                    for one, name in zip(teachers, names, strict=True)
-                ]
+        if whole and _only_logits(objectives, during) and all(map(one_answer_a_row, teachers)):
+            stored = _stored(teachers, rows, contents, arguments, work, bf16=bf16, pad_id=pad_id)
         set_seed(seed)
-        acting: list[Acting] = []
-        try:
-            for one in during:
-                acting.append(one.begin(editor, teachers[0] if teachers else None))
-                if acting[-1].teacher is not None:
-                    teachers = [acting[-1].teacher, *teachers[1:]]
+        with _acting(during, editor, teachers) as (acting, asked):
             engine = Engine(
                 model,
                 arguments,
                 rows,
                 lengths,
                 objectives,
-                teachers=teachers,
+                teachers=asked,
                 stored=stored,
                 acting=acting,
                 held=held,
@@ -182,12 +170,46 @@ def train(
             )
             with engine.watching:
                 done = _finish(engine)
-        finally:
-            for it in acting:
-                it.remove()
     for _, it in sorted(zip(during, acting, strict=True), key=lambda pair: pair[0].order):
         it.end(editor)
     return done
+
+
+@contextlib.contextmanager
+def _acting(
+    during: Sequence[During], editor: Editor, teachers: Sequence[PreTrainedModel]
+) -> Iterator[tuple[list[Acting], list[PreTrainedModel]]]:
+    """What acts on the model, put into it, and whom to ask then; taken out in the end, whatever happens."""
+    acting: list[Acting] = []
+    asked = list(teachers)
+    try:
+        for one in during:
+            acting.append(one.begin(editor, asked[0] if asked else None))
+            if acting[-1].teacher is not None:
+                asked[0] = acting[-1].teacher
+        yield acting, asked
+    finally:
+        for it in acting:
+            it.remove()
+
+
+def _stored(
+    teachers: Sequence[PreTrainedModel],
+    rows: datasets.Dataset,
+    contents: str,
+    arguments: TrainingArguments,
+    work: Path,
+    *,
+    bf16: bool,
+    pad_id: int,
+) -> list[Tensor]:
+    """The answers of each teacher to all rows, asked now or read from `work`."""
+    names = [f"answers-{digest([contents, bf16, torch.__version__], one)}.safetensors" for one in teachers]
+    with arguments.main_process_first(local=False):  # the others read what it wrote
+        return [
+            answers(nn.Module.to(one, arguments.device), rows, work / name, pad_id=pad_id, bf16=bf16)
+            for one, name in zip(teachers, names, strict=True)
+        ]
 
 
 def _only_logits(objectives: Mapping[str, Objective], during: Sequence[During]) -> bool:
@@ -288,8 +310,10 @@ def _untouched(model: PreTrainedModel, teachers: Sequence[PreTrainedModel], *, e
         model.eval()  # type: ignore[no-untyped-call]
 
 
-def _held_back(rows: datasets.Dataset, share: float, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """The rows to train on, and a random `share` of all, at least one, that is kept from training."""
+def _held_back(rows: datasets.Dataset, share: float, seed: int) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    """The rows to train on, and a random `share` of all, at least one, that is kept from training; None without one."""
+    if not share:
+        return rows, None
     count = max(1, round(share * len(rows)))
     if count >= len(rows):
         cause = f"of {len(rows)} rows {count} are held back, and none is left to train on"
