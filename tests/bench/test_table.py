@@ -68,6 +68,30 @@ def test_overlapping_intervals_show_no_difference():
     assert line.cells[1].change == "no difference shown"
 
 
+def test_a_ratio_that_rounds_to_one_is_about_the_same():
+    more = row("result", readings=[reading("parameters", 22_773_000, unit="numbers", better="lower")])
+    (line,) = [one for one in lines([row(), more], "original") if one.name == "parameters"]
+    assert line.cells[1].change == "about the same"
+
+
+@pytest.mark.parametrize(("share", "cell", "change"), [(0.50523, "0.5052", "+0.5052"), (0.8, "0.8", "+0.8")])
+def test_zeros_are_a_share_and_no_multiple_of_the_few_that_any_model_has(share, cell, change):
+    dense, sparse = (
+        row(name, readings=[reading("sparsity", value, better="none")])
+        for name, value in (("original", 5.651e-7), ("result", share))
+    )
+    (line,) = lines([dense, sparse], "original")
+    assert [(one.value, one.change) for one in line.cells] == [("0", ""), (cell, change)]
+
+
+@pytest.mark.parametrize(("value", "change"), [(0.0, "−0.006"), (0.006, "the same")])
+def test_a_fall_to_zero_is_no_change_by_minus_zero(value, change):
+    before = row("original", readings=[reading("f1", 0.006, 0.000, 0.019)])
+    after = row("result", readings=[reading("f1", value)])
+    (line,) = lines([before, after], "original")
+    assert line.cells[1].change == change
+
+
 def test_paired_ratios_count_only_against_their_own_reference():
     first, second = pair()
     other = row("other", which=1)  # measured against "original" too

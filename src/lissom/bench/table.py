@@ -69,6 +69,7 @@ _COUNTED = {
     "FLOPs": "FLOPs",
 }  # units that take a prefix
 _RATIOS = ("x", "×", "ratio")
+_SHARE_PLACES = 4  # a share of zeros is no news further down
 _MARKUP = re.compile(r"([\\`*_\[\]|~])")
 
 
@@ -157,7 +158,7 @@ def _line(name: str, rows: Sequence[Row], base: Row | None) -> Line:
         if one is None or one["value"] is None:
             cells.append(Cell(reason=(one or {"how": "not among its readings"})["how"] or "no reason given"))
             continue
-        value = one["value"] / scale
+        value = round(one["value"], _SHARE_PLACES) if name == "sparsity" else one["value"] / scale
         low, high = (None if end is None else end / scale for end in (one["low"], one["high"]))
         write = times if first["unit"] in _RATIOS and name == "speedup" else number
         change = _change(one, row, base) if base is not None and row is not base else ""
@@ -182,28 +183,35 @@ def _change(found: Reading, row: Row, base: Row) -> str:
     name = found["name"]
     if name in _COMPARED_ALREADY:
         return ""
+    if name == "sparsity":
+        before = reading(base, name)
+        return "" if before is None else _signed(round(found["value"] - before["value"], _SHARE_PLACES), found)
     compared = speedup(row, base) if name == "throughput" else ratio(row, base, name)
     if name in QUALITY:
         before, judged, kept = reading(base, name), quality(base), keep(row, base)
         if judged is not None and judged["name"] == name and kept is not None and not kept.shown:
             return NO_DIFFERENCE
-        return "" if before is None else _signed(found["value"] - before["value"], found)
+        return "" if before is None else _signed(found["value"] - before["value"], found, before)
     return "" if compared is None else in_words(compared, *_WORDS.get(name, ("more", "less")))
 
 
 def in_words(compared: Ratio, above: str, below: str) -> str:
-    """A comparison for a cell: "4.8× smaller", "the same", "no difference shown"."""
+    """A comparison for a cell: "4.8× smaller", "the same", "about the same", "no difference shown"."""
     if not compared.shown:
         return "the same" if compared.low is None else NO_DIFFERENCE
     word = above if compared.value > 1 else below
     seen = compared if compared.value > 1 else compared.inverse()
+    if round(seen.value, 2) == 1:
+        return "about the same"
     return f"{times(seen.value, seen.low, seen.high)} {word}"
 
 
-def _signed(difference: float, found: Reading) -> str:
-    """A difference with the digits of the reading it belongs to."""
-    digits = number(found["value"], found["low"], found["high"])
-    places = len(digits.partition(".")[2])
+def _signed(difference: float, *readings: Reading) -> str:
+    """A difference with the digits of the readings it belongs to: a whole number such as 0 shows none of its own."""
+    if difference == 0:
+        return "the same"
+    digits = [number(one["value"], one["low"], one["high"]) for one in readings]
+    places = max(len(one.partition(".")[2]) for one in digits)
     return f"{difference:+.{places}f}".replace("-", "−")
 
 
