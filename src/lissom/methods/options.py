@@ -93,7 +93,8 @@ def _explained(
         )
     if problem.startswith("missing"):
         absent = str(first["loc"][-1])
-        says = next((part["properties"][absent].get("description") for part in _schemas(kind, path)), None)
+        parts = [part.get("properties", {}).get(absent, {}) for part in _schemas(kind, path)]
+        says = next((part["description"] for part in parts if "description" in part), None)
         return LissomError(315, f"{what} needs {absent}" + (f": {says}" if says else ""), place=where)
     if problem == "literal_error":
         allowed = [str(one) for part in _schemas(kind, path) for one in _allowed(part)]
@@ -106,7 +107,7 @@ def _explained(
         here = {e["type"].removesuffix("_type") for e in errors if _walked(values, e["loc"]) == path}
         wanted = " or ".join(sorted({_KINDS.get(one, one) for one in here}))
         return LissomError(313, f"{said} is not {wanted}", place=where)
-    return LissomError(315, f"{said}: {first['msg']}", place=where)
+    return LissomError(315, f"{said}: {first['msg'].removeprefix('Value error, ')}", place=where)
 
 
 def _meant(value: Any, allowed: list[str]) -> str:

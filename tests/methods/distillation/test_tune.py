@@ -63,7 +63,15 @@ def test_the_recipe_of_the_design_reads():
         ),
         ({"logits": {"weight": 0}}, "LSM-314 learn.logits.weight: learn.logits.weight 0 is outside 0 and above"),
         ({"hidden": {"layers": [[1, -2]]}}, "learn.hidden.layers.0.1 -2 is outside 0 and above."),
-        ({"logits": {"temperature": {"start": 0, "end": 1}}}, "start and end lie above 0"),
+        ({"logits": {"temperature": {"start": 0, "end": 1}}}, '{"start": 0, "end": 1}: start and end lie above 0.'),
+        ({"logits": {"weight": {"start": 1}}}, "LSM-315 learn.logits.weight: learn.logits.weight needs end."),
+        (
+            {"logits": {"weight": {"start": 1, "end": 0, "begin": 0.8, "finish": 0.2}}},
+            "begin 0.8 lies behind finish 0.2.",
+        ),
+        ({"logits": {"weight": {"start": 0, "end": 0}}}, "start and end are both 0, so that it never counts."),
+        ({"logits": {"weight": {"start": 1, "end": -1}}}, "start and end are not below 0."),
+        ({"logits": {"margin": {"start": -1, "end": 0}}}, "start and end are not below 0."),
         ({"hidden": {"layers": "unifrom"}}, 'Did you mean "uniform"?'),
         ({}, f"LSM-319 learn: learn names no objective. Known: {', '.join(OBJECTIVES)}."),
     ],
@@ -72,6 +80,12 @@ def test_wrong_objectives_are_explained(tmp_path, learn, message):
     with pytest.raises(LissomError) as caught:
         Tune(learn=learn).check(dissect(student()), given(tmp_path))
     assert message in str(caught.value)
+
+
+def test_two_names_in_one_entry_of_while_are_named_with_their_line():
+    text = "lissom: 1\nsteps:\n  - tune:\n      while:\n        - {movement: {}, fake_quant: {}}\n"
+    with pytest.raises(LissomError, match=r"LSM-315 mine.yaml:5: while.0 .*: an entry of while is one name with its"):
+        Recipe.parse(text, "mine.yaml")
 
 
 def test_a_teacher_that_is_missing(tmp_path):

@@ -12,7 +12,7 @@ import dataclasses
 import logging
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from typing_extensions import TypedDict
 
 from lissom.data import encode
@@ -43,8 +43,15 @@ if TYPE_CHECKING:
 else:  # one key an objective, each optional: validation and schema follow the tables
     Learn = TypedDict("Learn", OBJECTIVES, total=False)
     Learn.__pydantic_config__ = {"extra": "forbid"}
-    While = TypedDict("While", DURING, total=False)
-    While.__pydantic_config__ = {"extra": "forbid"}
+    Acts = TypedDict("Acts", DURING, total=False)
+    Acts.__pydantic_config__ = {"extra": "forbid"}
+
+    def _one(entry: dict) -> dict:
+        if len(entry) != 1:
+            raise ValueError("an entry of while is one name with its options; write each as an entry of its own")
+        return entry
+
+    While = Annotated[Acts, AfterValidator(_one)]
 
 log = logging.getLogger(__name__)
 
@@ -222,10 +229,6 @@ class Tune(Method):
     def _during(self) -> list[During]:
         """`while`, validated."""
         found = cast("list[dict[str, During]]", self._built().while_ if self.while_ else ())
-        for one in found:
-            if len(one) != 1:
-                cause = f"an entry of while is one name with its options; found {', '.join(one) or 'none'}"
-                raise LissomError(319, cause, place="while", remedy="Write each as an entry of its own.")
         return [during for one in found for during in one.values()]
 
     def _built(self) -> Tune:

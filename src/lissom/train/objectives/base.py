@@ -11,7 +11,7 @@ from pydantic import Field
 
 from lissom.data.encode import IGNORED
 from lissom.errors import LissomError
-from lissom.train.ramp import Ramp
+from lissom.train.ramp import Weight
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -152,7 +152,7 @@ class Objective(ABC):
     source: ClassVar[str]
 
     weight: Annotated[
-        Annotated[float, Field(gt=0)] | Ramp,
+        Weight,
         Field(description="Factor of this loss in the sum, or a ramp: {start: 1.0, end: 0.0}."),
     ] = 1.0
 

@@ -34,7 +34,7 @@ from pydantic import Field
 from lissom.errors import LissomError
 from lissom.train.divergence import MIXING, Divergence, blended, divergence
 from lissom.train.objectives.base import PADDED, Answers, Objective
-from lissom.train.ramp import Positive, Ramp, Temperature, at
+from lissom.train.ramp import NotNegative, Positive, Ramp, Temperature, at
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -73,7 +73,7 @@ class Logits(Objective):
         Field(description="In mse: factor of the teacher's logits; annealed by {start: 0.1, end: 1.0}."),
     ] = 1.0
     margin: Annotated[
-        Annotated[float, Field(ge=0)] | Ramp,
+        NotNegative,
         Field(description="In mse: a row's error up to which it counts nothing."),
     ] = 0.0
     teachers: Annotated[
