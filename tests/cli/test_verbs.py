@@ -103,7 +103,7 @@ def test_plan_counts_what_compress_leaves(capsys, compressed):
     assert plan["after"]["flops"] < plan["before"]["flops"]
     assert [step["name"] for step in plan["steps"]] == ["keep_layers", "tune", "int8"]
     assert plan["columns"] == {"text": "text", "label": "label"}
-    assert plan["steps"][1]["speed"] == "trains; neither shape nor speed change"
+    assert plan["steps"][1]["speed"].startswith("trains; neither shape nor speed change")
     assert all("here in torch" in plan["steps"][i]["speed"] for i in (0, 2))
 
 
