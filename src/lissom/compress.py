@@ -173,7 +173,8 @@ def compress(
     reference = ORIGINAL if first is original else TEACHER
     if given.data is not None:
         subjects = {reference: first, COMPRESSED: editor.model}
-        rows = _measured(subjects, given, split or measured_split(given.data), report)
+        named = (base,) if first is original else teacher if isinstance(teacher, list | tuple) else (teacher,)
+        rows = _measured(subjects, _folder(named[0]), given, split or measured_split(given.data), report)
     readings = [one for row in rows if row.subject == COMPRESSED for one in row.as_dict()["readings"]]
     return Result(
         model=editor.model,
@@ -305,19 +306,33 @@ def measured_split(data: Data) -> str:
     return next((name for name in ("test", "validation") if wanted in columns.get(name, ())), "train")
 
 
+def _folder(named: Any) -> Path | None:
+    """The folder that a model was loaded from; None for a hub id or an object."""
+    return Path(named) if isinstance(named, str | Path) and named and Path(named).is_dir() else None
+
+
 def _measured(
     subjects: Mapping[str, PreTrainedModel],
+    folder: Path | None,
     given: Given,
     split: str,
     report: Callable[[str, float], None],
 ) -> list[Row]:
     """Quality, loyalty and counts; speed is measured in the form that runs, by `lissom measure`.
 
-    The first subject is what the others are compared with.
+    The first subject is what the others are compared with.  folder: where its files lie, which may be half as large as
+    what is worked on.
     """
     data = cast(Data, given.data)
+    reference = next(iter(subjects))
     runners = {
-        name: TorchRunner(one, given.tokenizer, device=given.device, max_length=given.max_length)
+        name: TorchRunner(
+            one,
+            given.tokenizer,
+            device=given.device,
+            max_length=given.max_length,
+            folder=folder if name == reference else None,
+        )
         for name, one in subjects.items()
     }
     told = lambda what, done: report(what, 1 - _MEASURED * (1 - done))  # noqa: E731  named for what it is
@@ -327,7 +342,7 @@ def _measured(
         runners,
         data,
         split=split,
-        reference=next(iter(subjects)),
+        reference=reference,
         metrics=(data.task.metric, "keep", *alike, "size_mb", "parameters", *zeros, "flops"),
         seed=given.seed,
         report=told,

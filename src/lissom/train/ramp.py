@@ -46,7 +46,7 @@ def at(value: float | Ramp, progress: float) -> float:
 
 def _shares(ramp: Ramp) -> Ramp:
     if not (0 <= ramp.start <= 1 and 0 <= ramp.end <= 1):
-        raise ValueError("start and end of a probability lie between 0 and 1")
+        raise ValueError("start and end lie between 0 and 1")
     return ramp
 
 
@@ -70,6 +70,8 @@ def _once_positive(ramp: Ramp) -> Ramp:
 
 Probability = _Share | Annotated[Ramp, AfterValidator(_shares)]
 """The type of an option: a probability, or a ramp of it."""
+Part = Annotated[float, Field(gt=0, le=1)] | Annotated[Ramp, AfterValidator(_shares)]
+"""The type of an option: a share of a whole, not nothing of it, or a ramp of it."""
 Positive = Annotated[float, Field(gt=0)] | Annotated[Ramp, AfterValidator(_positive)]
 """The type of an option: a number above 0, or a ramp of such numbers."""
 NotNegative = Annotated[float, Field(ge=0)] | Annotated[Ramp, AfterValidator(_never_negative)]

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -152,3 +153,36 @@ def test_a_score_chooses_weights_only_where_answers_are_learnt(tmp_path, monkeyp
     assert not scored
     Tune(epochs=2, learn={"hidden": {}, "logits": {}}).apply(Editor(student()), given(tmp_path, teacher=teacher))
     assert len(scored) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"while_": [{"fake_quant": {}}, {"movement": {}}]},
+            "LSM-319 while: fake_quant stands before movement, and rounds what is masked or gated afterwards. "
+            "Write fake_quant last.",
+        ),
+        (
+            {"while_": [{"meta": {}}, {"movement": {}}]},
+            "LSM-319 while: meta needs a forward derivative, and movement has none. Do one in this step",
+        ),
+        (
+            {"learn": {"mixup": {}, "task": {}}, "while_": [{"sub_networks": {}}]},
+            "LSM-319 while: mixup makes batches of its own, and sub_networks asks for each loss several times.",
+        ),
+    ],
+)
+def test_what_cannot_act_together_is_refused_before_any_work(tmp_path, options, message):
+    model = student()
+    with pytest.raises(LissomError, match=re.escape(message)):
+        Tune(**options).check(dissect(model), given(tmp_path, teacher=model))
+
+
+def test_labels_that_are_missing_are_missed_before_any_work(tmp_path):
+    data = topics()
+    unlabelled = {"train": data.split("train").remove_columns("label")}
+    asked = given(tmp_path, teacher=student(), data=dataclasses.replace(data, splits=unlabelled))
+    with pytest.raises(LissomError, match="LSM-317 learn: task learns from labels, and the training rows have none"):
+        Tune(learn={"task": {}, "logits": {}}).check(dissect(student()), asked)
+    Tune(learn={"logits": {}}).check(dissect(student()), asked)

@@ -9,6 +9,7 @@ meanwhile, and changes its structure at the end, one of `lissom.train.during`.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
@@ -124,7 +125,26 @@ class Tune(Method):
             cause = "patience looks at validation scores, and there are none"
             remedy = "Give a validation split, and learn the task or the logits."
             raise LissomError(317, cause, place="patience", remedy=remedy)
-        for during in self._during():
+        self._check_labels(given)
+        self._check_during(anatomy, given)
+
+    def _check_labels(self, given: Given) -> None:
+        """Raise LSM-317 when an objective learns from labels that the training rows have not got."""
+        wanted = next((name for name, one in self._objectives(given).items() if one.labels), None)
+        if wanted is None or given.data is None or "language_modelling" in given.data.task.kind:
+            return
+        column = {"tagging": "tags", "question_answering": "answers"}.get(given.data.task.kind, "label")
+        if column not in given.data.split("train").column_names:
+            cause = f"{wanted} learns from labels, and the training rows have none"
+            raise LissomError(317, cause, place="learn", remedy="Give labels, or learn only from a teacher.")
+
+    def _check_during(self, anatomy: Anatomy, given: Given) -> None:
+        every = self._during()
+        for during, after in itertools.pairwise(every):
+            if during.packs:
+                cause = f"{during.name} stands before {after.name}, and rounds what is masked or gated afterwards"
+                raise LissomError(319, cause, place="while", remedy=f"Write {during.name} last.")
+        for during in every:
             if during.teacher and given.teacher is None:
                 cause = f"{during.name} works with a teacher, and there is none"
                 raise LissomError(317, cause, place="while", remedy="Give one.")
@@ -132,6 +152,14 @@ class Tune(Method):
                 if lacking := objective.reads & during.hides:
                     cause = f"{name} compares {' and '.join(sorted(lacking))}, which layers lack under {during.name}"
                     raise LissomError(319, cause, place="while", remedy="Learn from hidden or logits.")
+                if objective.asks and during.again:
+                    cause = f"{name} makes batches of its own, and {during.name} asks for each loss several times"
+                    raise LissomError(
+                        319, cause, place="while", remedy="Do one in this step and the other in the next."
+                    )
+            if during.differentiates and (rough := [one.name for one in every if not one.differentiable]):
+                cause = f"{during.name} needs a forward derivative, and {rough[0]} has none"
+                raise LissomError(319, cause, place="while", remedy="Do one in this step and the other in the next.")
             during.check(anatomy, given.teacher)
 
     def preview(self, editor: Editor, given: Given) -> None:

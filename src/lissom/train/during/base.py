@@ -83,6 +83,9 @@ class During(ABC):
     speed: ClassVar[str]  # one sentence: what makes the result faster, or that it does not
     order: ClassVar[int]  # of `Acting.end`, the number of the stage that it stands for: 20 depth ... 80 bits
     teacher: ClassVar[bool] = False  # works with the teacher itself, not only with its answers
+    again: ClassVar[bool] = False  # has the objectives answer the same batch several times
+    differentiable: ClassVar[bool] = True  # what it puts into the student has a forward derivative
+    differentiates: ClassVar[bool] = False  # needs that of the student
     hides: ClassVar[frozenset[Read]] = frozenset()  # what the student's answers lack while it acts
 
     @property

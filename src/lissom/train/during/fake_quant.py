@@ -53,6 +53,7 @@ class FakeQuant(During):
         "fewer bits than 8 save space on disk, and run as int8"
     )
     order: ClassVar[int] = 80
+    differentiable: ClassVar[bool] = False
 
     weights: Annotated[Kind, Field(description="what they are stored as: 8, 4, 2 or 1 bits each.")] = "int8"
     steps: Annotated[

@@ -44,6 +44,7 @@ class Movement(During):
         "neurons that go"
     )
     order: ClassVar[int] = 30
+    differentiable: ClassVar[bool] = False
 
     sparsity: Annotated[
         float, Field(ge=0, lt=1, description="share of the weights in the blocks that is removed at the end")

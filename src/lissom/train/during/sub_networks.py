@@ -44,6 +44,7 @@ class SubNetworks(During):
     source: ClassVar[str] = "Hou et al. 2020 (DynaBERT), sections 2.1 and 2.2"
     speed: ClassVar[str] = "faster in every runtime, by the heads and neurons that `keep` cuts away"
     order: ClassVar[int] = 30
+    again: ClassVar[bool] = True
 
     widths: Annotated[
         tuple[_Width, ...],

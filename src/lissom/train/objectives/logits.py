@@ -34,7 +34,7 @@ from pydantic import Field
 from lissom.errors import LissomError
 from lissom.train.divergence import MIXING, Divergence, blended, divergence
 from lissom.train.objectives.base import PADDED, Answers, Objective
-from lissom.train.ramp import NotNegative, Positive, Ramp, Temperature, at
+from lissom.train.ramp import NotNegative, Part, Positive, Temperature, at
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -81,7 +81,7 @@ class Logits(Objective):
         Field(description="Of several: their mean, or each weighted row by row by how right or sure it is."),
     ] = "mean"
     examples: Annotated[
-        Annotated[float, Field(gt=0, le=1)] | Ramp,
+        Part,
         Field(description="Share of the batch that counts, or a ramp of it: {start: 0.3, end: 1.0}."),
     ] = 1.0
     first: Annotated[
