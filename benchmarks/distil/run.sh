@@ -8,7 +8,7 @@ teacher=$1 pretrained=$2 data=$3 work=$4 rows=$5
 here=$(cd "$(dirname "$0")" && pwd)
 students=(
   plain ternary-bert vanilla-kd distilbert pkd tinybert tinybert-plain minilm minilmv2 bert-of-theseus metadistil
-  states-and-answers int8-after int8-aware soft-movement combined plain-every-other
+  int8-after int8-aware soft-movement combined
 )
 mkdir -p "$work"
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from lissom.anatomy import dissect
 from lissom.edits import Editor, Record, ShareLayers
+from lissom.errors import LissomError
 from lissom.methods import METHODS, Given
 from lissom.train.during import DURING
 from lissom.train.during.masks import Along, Squares, same
@@ -268,3 +269,20 @@ def test_what_a_plan_shows_has_the_promised_counts():
         tune = METHODS["tune"](**{"while_": ({"movement": {"sparsity": 0.5, **options}},)})
         tune.preview(Editor(model), Given())
         assert widths(model) == ([heads] * 3, [24] * 3)
+
+
+def test_scores_may_start_by_magnitude():
+    """At once, with no step of training, the smallest weights are the ones that go."""
+    model = tiny.model("bert", CLASSIFIER)
+    before = dissect(model).stacks[0].blocks[0].ffn.up.weight.detach().clone()
+    _, acting = begin(model, sparsity=0.25, start="magnitude")
+    acting.at(1.0)
+    acting.bake()
+    after = dissect(model).stacks[0].blocks[0].ffn.up.weight.detach()
+    bound = before.abs().flatten().kthvalue(before.numel() // 4).values
+    assert torch.equal(after == 0, before.abs() <= bound)
+
+
+def test_a_start_by_magnitude_is_for_weights():
+    with pytest.raises(LissomError, match="LSM-319 while: start: magnitude is for single weights, and of is blocks"):
+        Movement(of="blocks", start="magnitude").check(dissect(tiny.model("bert")), None)

@@ -3,7 +3,7 @@
     w' = w · mask(S)        dL/dS = dL/dw' · w
 
 S starts at zero and is trained beside the weights; by its gradient it sums up how much each weight moved away from
-zero. mask keeps the highest S; with soft those with sigmoid(S) above a threshold, and a penalty pulls S down.
+zero. In a run of few steps that is hardly more than noise: with start: magnitude S begins as log |w / median|, ours. mask keeps the highest S; with soft those with sigmoid(S) above a threshold, and a penalty pulls S down.
 Sources: Sanh et al. 2020, "Movement pruning", section 4; Lagunas et al. 2021, "Block pruning for faster
 transformers", section 3, for blocks, heads and neurons. Ours: the mask is chosen `refreshes` times, not at every step;
 the soft form ends with the mask that removes exactly `sparsity`; a head's score is that of the columns of o alone,
@@ -21,6 +21,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from lissom.errors import LissomError
 from lissom.train.during.base import Acting, During
 from lissom.train.during.masks import Plan, Schedule, Spread, Squares, Straight, check_shares, lowest_of, same
 from lissom.train.during.units import Part, columns, input_side, parts, remove_empty, rows
@@ -58,6 +59,10 @@ class Movement(During):
         Literal["matrix", "model"],
         Field(description="rank within each matrix (or layer), or over the model; soft ranks over the model"),
     ] = "matrix"
+    start: Annotated[
+        Literal["zero", "magnitude"],
+        Field(description="scores at first: all 0, or log |w| against the median of the matrix, with of: weights"),
+    ] = "zero"
     soft: Annotated[bool, Field(description="a threshold and a penalty choose how much each matrix loses")] = False
     threshold: Annotated[float, Field(ge=0, lt=0.5, description="soft: keep where sigmoid(S) is above it")] = 0.1
     penalty: Annotated[
@@ -69,11 +74,14 @@ class Movement(During):
     learning_rate: Annotated[float, Field(gt=0, le=10, description="of the scores, at its peak")] = 1e-2
 
     def check(self, anatomy: Anatomy, teacher: PreTrainedModel | None) -> None:
-        """Raises LSM-318 when warmup and cooldown are more than the whole run."""
+        """Raises LSM-318 when warmup and cooldown are more than the whole run, LSM-319 for a start of what is no weight."""
         check_shares(self.warmup, self.cooldown)
+        if self.start == "magnitude" and self.of != "weights":
+            cause = f"start: magnitude is for single weights, and of is {self.of}"
+            raise LissomError(319, cause, place="while", remedy="Write start: zero.")
 
     def begin(self, editor: Editor, teacher: PreTrainedModel | None) -> Acting:
-        """Give every unit a score of zero."""
+        """Give every unit a score."""
         return _Moving(editor, self)
 
 
@@ -129,6 +137,8 @@ class _Moving(Acting):
         """A score for each weight or square of a matrix."""
         if self.costs is None:
             self.scores.append(Scores(tensor.shape, tensor.device))
+            if self.options.start == "magnitude":
+                self.scores[-1].scores.data.copy_(_by_magnitude(tensor))
             return Mask(self.scores[-1], same)
         squares = Squares(tensor.shape[0], tensor.shape[1], self.options.block)
         sizes = [
@@ -211,6 +221,12 @@ class _Moving(Acting):
 
     def remove(self) -> None:
         untransform(self.model, self.made, bake=False)
+
+
+def _by_magnitude(weight: Tensor) -> Tensor:
+    """log |w| less that of the median of the matrix: what is half as large has 0.7 less."""
+    size = weight.detach().float().abs().clamp_min(1e-12)
+    return (size / size.median()).log()
 
 
 def _tied(of: Scores, spread: Spread, _tensor: Tensor) -> nn.Module:
