@@ -3,7 +3,8 @@
     w' = w · mask(S)        dL/dS = dL/dw' · w
 
 S starts at zero and is trained beside the weights; by its gradient it sums up how much each weight moved away from
-zero. In a run of few steps that is hardly more than noise: with start: magnitude S begins as log |w / median|, ours. mask keeps the highest S; with soft those with sigmoid(S) above a threshold, and a penalty pulls S down.
+zero. In a run of few steps that is hardly more than noise: with start: magnitude S begins as log |w / median|, ours.
+mask keeps the highest S; with soft those with sigmoid(S) above a threshold, and a penalty pulls S down.
 Sources: Sanh et al. 2020, "Movement pruning", section 4; Lagunas et al. 2021, "Block pruning for faster
 transformers", section 3, for blocks, heads and neurons. Ours: the mask is chosen `refreshes` times, not at every step;
 the soft form ends with the mask that removes exactly `sparsity`; a head's score is that of the columns of o alone,
@@ -74,7 +75,7 @@ class Movement(During):
     learning_rate: Annotated[float, Field(gt=0, le=10, description="of the scores, at its peak")] = 1e-2
 
     def check(self, anatomy: Anatomy, teacher: PreTrainedModel | None) -> None:
-        """Raises LSM-318 when warmup and cooldown are more than the whole run, LSM-319 for a start of what is no weight."""
+        """Raises LSM-318 when warmup and cooldown are more than the whole run, 319 for a start of what is no weight."""
         check_shares(self.warmup, self.cooldown)
         if self.start == "magnitude" and self.of != "weights":
             cause = f"start: magnitude is for single weights, and of is {self.of}"
