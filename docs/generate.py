@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
 
 ROWS = ROOT / "results" / "demo.jsonl"
+LOYALTY = "probability_loyalty"
+SEEDS = ROOT / "results" / "distil-seeds.jsonl"
 DISTILLED = ROOT / "results" / "distil.jsonl"
 PICTURE = ROOT / "docs" / "demo.svg"
 REFERENCE = "original"
@@ -218,6 +220,24 @@ def distilled() -> str:
     return f"{table(header, lines)}\n{textwrap.fill(about, 118, break_long_words=False)}\n"
 
 
+def seeds() -> str:
+    """The table of results/distil-seeds.jsonl: accuracy by seed, with and without a teacher, from both starts."""
+    from statistics import mean
+
+    from lissom.bench.rows import read_rows
+
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in read_rows([SEEDS])[1:]:
+        found.setdefault(row["subject"].rpartition("-seed-")[0], []).append(row)
+    lines = []
+    for name, rows in found.items():
+        accuracies, loyalties = ([_reading(row, one)["value"] for row in rows] for one in ("accuracy", LOYALTY))
+        each = ", ".join(f"{one:.3f}" for one in accuracies)
+        lines.append([f"`{name}`", each, f"{mean(accuracies):.3f}", f"{mean(loyalties):.3f}"])
+    source = "Measured with `benchmarks/distil/seeds.sh`; rows in [results/distil-seeds.jsonl](../results/distil-seeds.jsonl)."
+    return f"{table(['student', 'accuracy of three seeds', 'mean', 'mean probability loyalty'], lines)}\n{source}\n"
+
+
 def _reading(row: dict[str, Any], name: str) -> dict[str, Any]:
     return next(one for one in row["readings"] if one["name"] == name)
 
@@ -361,6 +381,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "augment": augment,
     "recipes": recipes,
     "distilled": distilled,
+    "seeds": seeds,
     "metrics": metrics,
     "command line": command_line,
     "result": result,

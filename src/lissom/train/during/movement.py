@@ -3,7 +3,8 @@
     w' = w · mask(S)        dL/dS = dL/dw' · w
 
 S starts at zero and is trained beside the weights; by its gradient it sums up how much each weight moved away from
-zero. In a run of few steps that is hardly more than noise: with start: magnitude S begins as log |w / median|, ours.
+zero. After few steps the lowest S all lie in one direction of the gradient, and removing them together is one huge step
+along it, worse than removing weights at random: with start: magnitude S begins as log |w / median|, ours.
 mask keeps the highest S; with soft those with sigmoid(S) above a threshold, and a penalty pulls S down.
 Sources: Sanh et al. 2020, "Movement pruning", section 4; Lagunas et al. 2021, "Block pruning for faster
 transformers", section 3, for blocks, heads and neurons. Ours: the mask is chosen `refreshes` times, not at every step;
