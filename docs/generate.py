@@ -234,7 +234,7 @@ def seeds() -> str:
         accuracies, loyalties = ([_reading(row, one)["value"] for row in rows] for one in ("accuracy", LOYALTY))
         each = ", ".join(f"{one:.3f}" for one in accuracies)
         lines.append([f"`{name}`", each, f"{mean(accuracies):.3f}", f"{mean(loyalties):.3f}"])
-    source = "Measured with `benchmarks/distil/seeds.sh`; rows in [results/distil-seeds.jsonl](../results/distil-seeds.jsonl)."
+    source = f"Measured with `benchmarks/distil/seeds.sh`; rows in [results/{SEEDS.name}](../results/{SEEDS.name})."
     return f"{table(['student', 'accuracy of three seeds', 'mean', 'mean probability loyalty'], lines)}\n{source}\n"
 
 
