@@ -1,0 +1,28 @@
+"""Which texts calibration looks at."""
+
+import json
+
+import pytest
+
+from lissom.data import load_data
+from lissom.errors import LissomError
+from lissom.stats.batches import calibration_batches
+from tests import tiny
+
+
+@pytest.fixture
+def data(tmp_path):
+    for split in ("validation", "test"):
+        lines = [json.dumps({"text": text, "label": n % 2}) for n, text in enumerate(tiny.texts(6))]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
+    return load_data(tmp_path)
+
+
+def test_validation_texts_calibrate_what_has_no_train_split(data):
+    batches = list(calibration_batches(data, tiny.tokenizer(), samples=4, max_length=16))
+    assert [len(batch["input_ids"]) for batch in batches] == [4]
+
+
+def test_labels_are_taken_from_the_train_split_only(data):
+    with pytest.raises(LissomError, match=r'there is no split "train". There is: validation, test'):
+        list(calibration_batches(data, tiny.tokenizer(), samples=4, max_length=16, labelled=True))
