@@ -30,8 +30,9 @@ def calibration_batches(
     """Padded batches of at most `samples` training texts: input_ids, attention_mask (rows, longest) and so on.
 
     The texts are drawn with `seed`. Where no labels are wanted and there is no train split, the validation split gives
-    them: language models are often calibrated on text that has no other. labelled: also `labels`, a class number or a value a text, -100 where a token has
-    none. Raises LissomError LSM-821 when labels are wanted and missing.
+    them: language models are often calibrated on text that has no other.
+    labelled: also `labels`, a class number or a value a text, -100 where a token has none.
+    Raises LissomError LSM-821 when labels are wanted and missing.
     """
     validation = not labelled and "train" not in data.splits and "validation" in data.splits
     rows = data.split("validation" if validation else "train")
