@@ -32,7 +32,7 @@ from lissom.nn.low_bit import unpack
 from lissom.store.config import first_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -76,9 +76,16 @@ class Forward(nn.Module):
             raise LissomError(741, cause, remedy=_OTHER_HEAD)
 
 
-def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> dict[str, Any]:
+def write(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    folder: Path,
+    *,
+    ship: Callable[[Path], parity.Graph] | None = None,
+) -> dict[str, Any]:
     """Fill `folder` and prove the graph against torch. Returns what the manifest holds about it.
 
+    ship: makes of the ONNX file what another engine reads, and that is proved instead.
     Raises LissomError LSM-741 to 743 for a model that does not become a graph, LSM-911 to 913 when the check fails.
     """
     work = _plain_copy(model)
@@ -93,7 +100,7 @@ def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, fol
     path = folder / "onnx" / ("model_quantized.onnx" if packed else "model.onnx")
     path.parent.mkdir()
     path.write_bytes(_graph(program, forward))
-    figures = parity.check(path, forward, samples)
+    figures = parity.check(path, forward, samples, shipped=None if ship is None else ship(path))
     _write_config(model, folder, packed=packed)
     if tokenizer is not None:
         made = copy.deepcopy(tokenizer)  # no other file of the folder says how much the graph can read

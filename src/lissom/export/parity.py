@@ -85,6 +85,13 @@ class Graph:
     file: Path | bytes
     place: str
 
+    @property
+    def engine(self) -> str:
+        """Its name and version."""
+        import onnxruntime
+
+        return f"onnxruntime {onnxruntime.__version__}"
+
     def answers(self, forward: Forward, given: list[dict[str, Tensor]]) -> list[Answers]:
         """What it answers to each batch, in the order of `forward.outputs`.
 
@@ -122,28 +129,30 @@ class Graph:
                 raise LissomError(912, cause, place=self.place, remedy=_REMEDY)
 
 
-def check(path: Path, forward: Forward, given: list[dict[str, Tensor]]) -> dict[str, Any]:
+def check(
+    path: Path, forward: Forward, given: list[dict[str, Tensor]], *, shipped: Graph | None = None
+) -> dict[str, Any]:
     """Compare the file with torch on the batches `given`; see the head of this module.
 
+    path: the ONNX file.  shipped: what was made of it for another engine, which is then what is compared.
     Returns the figures for the manifest. Raises LissomError LSM-911 when the answers differ too much, LSM-912 when an
     axis is fixed, LSM-913 when an output is missing, has another shape or holds NaN.
     """
-    import onnxruntime
-
-    place = f"onnx/{path.name}"
+    shipped = Graph(path, f"onnx/{path.name}") if shipped is None else shipped
+    place = shipped.place
     unrounded = graph.unrounded(path.read_bytes())
-    theirs = _at_tokens(Graph(path, place).answers(forward, given), given, place)
+    theirs = _at_tokens(shipped.answers(forward, given), given, place)
     ours = _at_tokens(_torch(forward, given), given, "torch")
     figures = {
         "reference": f"torch {torch.__version__}",
-        "runtime": f"onnxruntime {onnxruntime.__version__}",
+        "runtime": shipped.engine,
         "shapes": [list(one["input_ids"].shape) for one in given],
         "largest_difference": _agree(theirs, ours, place, math.inf if unrounded else ABSOLUTE),
         "cosine": _cosine(theirs, ours),
     }
     if unrounded is not None:
         plain = _at_tokens(_torch(_unrounded(forward), given), given, "torch")
-        bare = _at_tokens(Graph(unrounded, place).answers(forward, given), given, place)
+        bare = _at_tokens(dataclasses.replace(shipped, file=unrounded).answers(forward, given), given, place)
         figures["unrounded_largest_difference"] = _agree(bare, plain, f"{place} (activations unrounded)", ABSOLUTE)
         figures["rounding_noise"] = _noise(theirs, ours, plain, place)
     return figures
