@@ -30,6 +30,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "bilstm_student": {"units": 4, "hidden": 8},
     "tune": {"max_steps": 1, "warmup": 0.0, "batch_size": 4, "learn": {"task": {"weight": 1.0}}},
     "int8": {},
+    "half": {},
 }
 BY_STACK = ("keep_layers", "share_layers")
 WANTED = ("AutoModelForSequenceClassification", "AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
@@ -95,6 +96,8 @@ def reduced(name: str, variant: str, model: PreTrainedModel, result: PreTrainedM
         assert all(2 * b.ffn.width == a.ffn.width for a, b in blocks(stacks, left))
     elif name == "int8":
         assert all(isinstance(slot.module, Int8Linear) for slot in Editor(result).anatomy().linears())
+    elif name == "half":
+        assert result.dtype == torch.bfloat16
     elif name == "tune":
         assert parameters(result) == parameters(model)
         assert not same(weights(result), weights(model))
