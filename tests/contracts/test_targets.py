@@ -35,6 +35,8 @@ REFUSED = (
     ("bart", "AutoModelForSeq2SeqLM"),
     ("mpnet", "AutoModelForMultipleChoice"),
 )
+EXTRAS = {"openvino": "openvino"}
+"""Target -> the package that not every installation has."""
 DEPTH = {
     "distilbert": {"n_layers": 1},
     "gpt2": {"n_layer": 1},
@@ -43,6 +45,13 @@ DEPTH = {
     "modernbert": {"num_hidden_layers": 2},  # local and global attention
 }
 """One layer of each kind: tracing takes most of the time, and layers are traced one by one."""
+
+
+@pytest.fixture(autouse=True)
+def _engine(request: pytest.FixtureRequest) -> None:
+    if "target" in request.fixturenames and request.getfixturevalue("target") in EXTRAS:
+        name = EXTRAS[request.getfixturevalue("target")]
+        pytest.importorskip(name, reason=f"the {name} extra is not installed")
 
 
 def test_every_family_is_exported_or_named() -> None:

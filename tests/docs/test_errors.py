@@ -44,6 +44,8 @@ SHARED = {
     603: "not allowed to write",
     713: "packed layers have no gradient",
     715: "a kind of model that a step cannot work with",
+    732: "the device is not there for this engine",
+    735: "the graph is not there, or reads too much",
     737: "the model predicts no tokens of running text",
     801: "the data is not there or is no data",
     809: "no rows",
@@ -53,6 +55,8 @@ SHARED = {
     843: "nothing to compare",
     853: "there is no running text to predict",
     901: "NaN or infinity in weights or answers",
+    912: "an axis is fixed or a shape does not run",
+    913: "an output is missing or of another shape",
 }
 """Codes that several files raise, and the one meaning they have there."""
 

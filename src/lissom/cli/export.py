@@ -14,10 +14,10 @@ from lissom.cli.output import Output
 @verb(
     "export",
     "lissom export out --to onnx --out exported",
-    "lissom export out --to onnx --out exported --force --json",
+    "lissom export out --to openvino --out exported --force --json",
 )
 @click.argument("model", metavar="DIR")
-@click.option("--to", "target", required=True, metavar="TARGET", help="The format: onnx.")
+@click.option("--to", "target", required=True, metavar="TARGET", help="The format: onnx or openvino.")
 @options.out("The folder to write.")
 @options.force
 def command(say: Output, *, model: str, target: str, out: str, force: bool) -> None:
@@ -32,7 +32,9 @@ def command(say: Output, *, model: str, target: str, out: str, force: bool) -> N
     files = [file.relative_to(out).as_posix() for file in made.files]
     size = sum(file.stat().st_size for file in made.files) / 1e6
     say.result(
-        {"folder": out, "target": target, "files": files, "parity": made.parity},
+        {"folder": out, "target": target, "files": files, "parity": made.parity, "notes": list(made.notes)},
         out if say.quiet else f"{out}: {len(files)} files, {size:.1f} MB, answers as torch does",
     )
+    for note in made.notes:
+        say.note(note)
     say.note(f"Next: lissom measure {shlex.quote(out)} --vs {shlex.quote(model)} --data DATA")

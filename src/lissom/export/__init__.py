@@ -22,12 +22,14 @@ class Artifact:
     """An exported folder that passed its parity check.
 
     files: every file in `folder`, its manifest `lissom.json` among them.
-    parity: the figures of the check, as the manifest holds them. See `lissom.export.parity.Parity`.
+    parity: the figures of the check, as the manifest holds them. See `lissom.export.parity`.
+    notes: what a person should know before using it.
     """
 
     folder: Path
     files: tuple[Path, ...]
     parity: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
     def runner(self, *, threads: int | None = None, max_length: int | None = None) -> Runner:
         """The runner that answers with these files."""
@@ -42,7 +44,8 @@ class Target:
 
     does: one line for people.
     write: fills an empty folder from a model and its tokenizer and returns what the manifest should hold about it,
-        with the figures of the check under "parity". It raises LissomError, and nothing is kept, when the check fails.
+        with the figures of the check under "parity", and under "notes" what a person should know. It raises
+        LissomError, and nothing is kept, when the check fails.
     """
 
     does: str
@@ -55,8 +58,15 @@ def _onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, fol
     return write(model, tokenizer, folder)
 
 
+def _openvino(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> dict[str, Any]:
+    from lissom.export.openvino import write
+
+    return write(model, tokenizer, folder)
+
+
 TARGETS = {
     "onnx": Target(does="ONNX Runtime, onnxruntime-web and transformers.js; int8 layers stay int8", write=_onnx),
+    "openvino": Target(does="OpenVINO on CPUs; wants static int8, runs dynamic int8 slowly", write=_openvino),
 }
 """Every export format, by the name that `--to` takes."""
 
@@ -74,7 +84,8 @@ def export(
     model: a transformers model (any device and dtype; it is not changed), or a folder or hub id with its tokenizer.
     target: a key of TARGETS.  tokenizer: goes into the folder; for a folder or hub id the one found there is taken.
     Raises LissomError LSM-218 for an unknown target, LSM-201 to 203 when `folder` must not be written, LSM-741 to 743
-    when the target cannot hold this model, LSM-911 to 913 when the result does not answer as torch does.
+    when the target cannot hold this model, LSM-738 when its engine is not installed, LSM-911 to 913 when the result
+    does not answer as torch does.
     """
     from lissom.files import digests, new_folder, write_json
 
@@ -91,4 +102,4 @@ def export(
         manifest = {"format": 1, "export": {"target": target, **about}, "files": digests(made)}
         write_json(made / "lissom.json", manifest)
     files = tuple(sorted(path for path in folder.rglob("*") if path.is_file()))
-    return Artifact(folder=folder, files=files, parity=about["parity"])
+    return Artifact(folder=folder, files=files, parity=about["parity"], notes=tuple(about.get("notes", ())))

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lissom.runtime.onnx import OnnxRunner
+    from lissom.runtime.openvino import OpenVinoRunner
     from lissom.runtime.torch import TorchRunner
 
-__all__ = ["OnnxRunner", "Runner", "Text", "TorchRunner", "open_runner", "token_batches"]
+__all__ = ["OnnxRunner", "OpenVinoRunner", "Runner", "Text", "TorchRunner", "open_runner", "token_batches"]
 
 
 def __getattr__(name: str) -> Any:
@@ -31,6 +32,10 @@ def __getattr__(name: str) -> Any:
         from lissom.runtime.onnx import OnnxRunner
 
         return OnnxRunner
+    if name == "OpenVinoRunner":
+        from lissom.runtime.openvino import OpenVinoRunner
+
+        return OpenVinoRunner
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -43,7 +48,8 @@ def open_runner(
     tokenizer: PreTrainedTokenizerBase | None = None,
     variant: str | None = None,
 ) -> Runner:
-    """The runner for a subject: ONNX Runtime for a folder with graphs in `onnx/`, else torch.
+    """The runner for a subject: OpenVINO for a folder with openvino/openvino_model.xml, ONNX Runtime for one with
+    graphs in `onnx/`, else torch.
 
     subject: a folder, an exported folder, a hub id, or a transformers model (then give `tokenizer`).
     device: "cpu", "cuda" or "auto"; None means the CPU for what is loaded here, and a model object stays where it is.
@@ -52,6 +58,11 @@ def open_runner(
     reference that is slow for such a reason would flatter what is compared with it.
     Raises LissomError LSM-214 for a variant of something that has no graphs.
     """
+    if variant is None and isinstance(subject, str | Path) and (Path(subject) / "openvino/openvino_model.xml").exists():
+        from lissom.runtime.openvino import OpenVinoRunner
+
+        # "auto" may mean any device; of those this engine has one
+        return OpenVinoRunner(subject, device=device or "cpu", threads=threads, max_length=max_length)
     if isinstance(subject, str | Path) and any((Path(subject) / "onnx").glob("model*.onnx")):
         from lissom.runtime.onnx import OnnxRunner
 

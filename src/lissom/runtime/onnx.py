@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from lissom.errors import LissomError, nearest
-from lissom.files import compare_digests, read_json
-from lissom.runtime.runner import Arrays, Runner, embed, usable_length
+from lissom.runtime.exported import answers, check_inputs, open_tokenizer, read_about, usable_cores, verify
+from lissom.runtime.runner import Arrays, Runner
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-HIDDEN = ("last_hidden_state", "token_embeddings")
-KNOWN_INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids"})
 
 
 class OnnxRunner(Runner):
@@ -43,33 +40,19 @@ class OnnxRunner(Runner):
         max_length: int | None = None,
         variant: str | None = None,
     ) -> None:
-        from tokenizers import Tokenizer
-
         folder = Path(folder)
-        _verify(folder)
+        verify(folder)
         self.graph = choose_graph(folder, variant)
         self.variant = "fp32" if self.graph.stem == "model" else self.graph.stem.removeprefix("model_")
         self.threads = threads or usable_cores()
         self.session = open_session(self.graph, device=device, threads=self.threads)
-        config = read_json(folder / "config.json")
-        reading = folder / "tokenizer_config.json"
-        settings = read_json(reading) if reading.is_file() else {}
-        limit = settings.get("model_max_length")
-        tokenizer = folder / "tokenizer.json"
         self._types = {one.name: np.int32 if one.type == "tensor(int32)" else np.int64 for one in self._graph_inputs()}
         super().__init__(
-            tokenizer=Tokenizer.from_file(str(tokenizer)) if tokenizer.is_file() else None,
-            max_length=usable_length(
-                max_length,
-                int(limit) if isinstance(limit, int | float) and limit <= 10**6 else None,
-                config.get("max_position_embeddings"),
-            ),
+            tokenizer=open_tokenizer(folder),
             inputs=frozenset(self._types),
-            pad_id=int(config.get("pad_token_id") or 0),
-            labels=_labels(config, self.session),
             folder=folder,
             files=tuple(sorted(self.graph.parent.glob(f"{self.graph.name}*"))),  # and its external data
-            truncation_side=settings.get("truncation_side", "right"),
+            **read_about(folder, max_length=max_length, width=self.session.get_outputs()[0].shape[-1]),
         )
 
     def forward(self, batch: Arrays) -> Arrays:
@@ -77,32 +60,12 @@ class OnnxRunner(Runner):
         feeds = {name: array.astype(self._types[name], copy=False) for name, array in batch.items()}
         names = [output.name for output in self.session.get_outputs()]
         outputs = dict(zip(names, self.session.run(names, feeds), strict=True))
-        for name in HIDDEN:
-            if name in outputs and "logits" not in outputs:
-                return {"embeddings": embed(outputs[name].astype(np.float32), batch["attention_mask"])}
-        return {name: array.astype(np.float32, copy=False) for name, array in outputs.items()}
+        return answers(outputs, batch)
 
     def _graph_inputs(self) -> list[Any]:
         found: list[Any] = self.session.get_inputs()
-        unknown = sorted({one.name for one in found} - KNOWN_INPUTS)
-        if unknown:
-            raise LissomError(
-                735,
-                f"the graph reads {', '.join(unknown)}, which no tokenizer gives",
-                place=str(self.graph),
-                remedy="Export the model without a cache.",
-            )
+        check_inputs({one.name for one in found}, self.graph)
         return found
-
-
-def _verify(folder: Path) -> None:
-    """Compare the files with lissom's manifest; a folder that something else wrote has none."""
-    path = folder / "lissom.json"
-    manifest = read_json(path) if path.is_file() else {}
-    listed = manifest.get("files") if isinstance(manifest, dict) else None
-    if path.is_file() and not isinstance(listed, dict):
-        raise LissomError(463, "lissom.json lists no files", place=str(folder), remedy="Export the model again.")
-    compare_digests(folder, listed or {}, path.name)
 
 
 def choose_graph(folder: Path, variant: str | None) -> Path:
@@ -151,19 +114,3 @@ def open_session(graph: Path | bytes, *, device: str = "cpu", threads: int) -> A
     if session.get_providers()[0] != provider:
         raise LissomError(732, f'onnxruntime left "{device}" for {session.get_providers()[0]}')
     return session
-
-
-def usable_cores() -> int:
-    """How many cores this process may use, which in a container is fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _labels(config: dict[str, Any], session: Any) -> tuple[str, ...]:
-    """Class names. A config leaves them out when there are two without a name."""
-    if not any("Classification" in str(name) for name in config.get("architectures") or []):
-        return ()
-    names = config.get("id2label")
-    if isinstance(names, dict):
-        return tuple(str(names[number]) for number in sorted(names, key=int))
-    width = session.get_outputs()[0].shape[-1]
-    return tuple(f"LABEL_{number}" for number in range(width if isinstance(width, int) else 2))

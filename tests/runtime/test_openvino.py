@@ -1,0 +1,169 @@
+"""The OpenVINO engine answers as the others do, in float32, from its own files or from an ONNX graph."""
+
+import json
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lissom.errors import LissomError
+from lissom.export import export
+from lissom.runtime import OnnxRunner, TorchRunner, open_runner
+from tests import tiny
+from tests.export.made import classifier, packed
+from tests.runtime import made
+
+openvino = pytest.importorskip("openvino", reason="the openvino extra is not installed")
+
+from lissom.runtime.openvino import OpenVinoRunner, infer, open_model  # noqa: E402
+
+TEXTS = ["good film", "a very bad film and a very bad end", "", "the end is near", "unknown", "good " * 60]
+
+
+@pytest.fixture(scope="module")
+def sums(tmp_path_factory: pytest.TempPathFactory) -> OpenVinoRunner:
+    return OpenVinoRunner(made.exported(tmp_path_factory.mktemp("sums"), made.table()), threads=1)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported") / "out"
+    export(classifier(num_hidden_layers=1), "openvino", folder, tokenizer=made.tokenizer())
+    return folder
+
+
+def test_an_onnx_graph_gives_the_sums_by_hand(sums: OpenVinoRunner) -> None:
+    tokenizer = made.tokenizer()
+    by_hand = [made.table()[tokenizer(text, truncation=True)["input_ids"]].sum(0) for text in TEXTS]
+    np.testing.assert_allclose(sums.predict(TEXTS), by_hand, atol=1e-5)
+    assert (sums.name, sums.labels, sums.max_length) == ("openvino", ("class 0", "class 1", "class 2"), 32)
+    assert [file.name for file in sums.files] == ["model.onnx"]
+
+
+def test_a_folder_of_the_target_opens_in_openvino_and_answers_as_torch(exported: Path) -> None:
+    runner = open_runner(exported, device="auto", threads=1)
+    assert isinstance(runner, OpenVinoRunner)
+    expected = TorchRunner(classifier(num_hidden_layers=1), made.tokenizer()).predict(TEXTS)
+    np.testing.assert_allclose(runner.predict(TEXTS), expected, atol=1e-4)
+    assert [file.name for file in runner.files] == ["openvino_model.bin", "openvino_model.xml"]
+    assert sorted(one.name for one in (exported / "openvino").iterdir()) == ["openvino_model.bin", "openvino_model.xml"]
+    assert not (exported / "onnx").exists()
+    manifest = json.loads((exported / "lissom.json").read_text())
+    assert manifest["export"]["target"] == "openvino"
+    assert manifest["export"]["parity"]["runtime"].startswith("openvino 20")
+    assert str(exported.parent) not in (exported / "openvino" / "openvino_model.xml").read_text()
+
+
+def test_a_bare_encoder_gives_the_embeddings_of_torch(tmp_path: Path) -> None:
+    model = tiny.model("bert", num_hidden_layers=1)
+    export(model, "openvino", tmp_path / "out", tokenizer=made.tokenizer())
+    expected = TorchRunner(model, made.tokenizer()).predict(TEXTS)
+    np.testing.assert_allclose(open_runner(tmp_path / "out").predict(TEXTS), expected, atol=1e-4)
+
+
+def test_threads_and_precision_are_those_asked_for(exported: Path) -> None:
+    runner = OpenVinoRunner(exported, threads=1)
+    assert runner.compiled.get_property("INFERENCE_NUM_THREADS") == 1
+    assert runner.compiled.get_property("INFERENCE_PRECISION_HINT") == openvino.Type.f32
+    low = OpenVinoRunner(exported, threads=1, precision="bf16")
+    assert np.corrcoef(low.predict(TEXTS).ravel(), runner.predict(TEXTS).ravel())[0, 1] > 0.98
+
+
+def test_two_threads_may_ask_at_once(sums: OpenVinoRunner) -> None:
+    expected = sums.predict(TEXTS)
+    found: list[np.ndarray] = []
+    threads = [threading.Thread(target=lambda: found.append(sums.predict(TEXTS))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 3
+    for one in found:
+        np.testing.assert_allclose(one, expected, atol=1e-5)
+
+
+def test_answers_are_not_overwritten_by_the_next_batch(sums: OpenVinoRunner) -> None:
+    batches = [sums.pad(sums.encode([text])) for text in ("good film", "bad end")]
+    first = sums.forward(batches[0])["logits"]
+    before = first.copy()
+    sums.forward(batches[1])
+    np.testing.assert_array_equal(first, before)
+
+
+def test_dynamic_int8_is_proved_and_its_slowness_said(tmp_path: Path) -> None:
+    model = packed(classifier())
+    artifact = export(model, "openvino", tmp_path / "out", tokenizer=made.tokenizer())
+    assert artifact.parity["unrounded_largest_difference"] < 1e-4
+    assert artifact.parity["rounding_noise"] < 2
+    (note,) = artifact.notes
+    assert "int8: {mode: static}" in note
+    assert "slowly" in note
+
+
+def test_float_models_carry_no_note(exported: Path) -> None:
+    assert "notes" not in json.loads((exported / "lissom.json").read_text())["export"]
+
+
+def test_a_changed_file_is_not_opened(exported: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    (copy / "openvino").mkdir(parents=True)
+    for path in exported.rglob("*"):
+        if path.is_file():
+            (copy / path.relative_to(exported)).write_bytes(path.read_bytes())
+    weights = copy / "openvino" / "openvino_model.bin"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(LissomError, match="LSM-461"):
+        OpenVinoRunner(copy)
+
+
+def test_a_graph_outside_the_folder_is_not_opened(exported: Path, tmp_path: Path) -> None:
+    (tmp_path / "openvino").mkdir()
+    for name in ("openvino_model.xml", "openvino_model.bin"):
+        (tmp_path / "openvino" / name).symlink_to(exported / "openvino" / name)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(LissomError, match=r"LSM-42[12]"):
+        OpenVinoRunner(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "no xml at all", "<net><layers/></net>", '<?xml version="1.0"?><net name="x">'])
+def test_broken_xml_is_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "openvino").mkdir()
+    (tmp_path / "openvino" / "openvino_model.xml").write_text(text)
+    (tmp_path / "openvino" / "openvino_model.bin").write_bytes(b"")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(LissomError, match="LSM-472") as caught:
+        OpenVinoRunner(tmp_path)
+    assert caught.value.exit_code == 4
+    assert "\n" not in str(caught.value)
+
+
+def test_other_devices_and_missing_graphs_are_named(exported: Path, tmp_path: Path) -> None:
+    with pytest.raises(LissomError, match=r'LSM-732 .*not on "cuda"'):
+        OpenVinoRunner(exported, device="cuda")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(LissomError, match="LSM-735"):
+        OpenVinoRunner(tmp_path)
+    with pytest.raises(LissomError, match="LSM-735"):
+        open_runner(made.exported(tmp_path, made.table()), variant="fp16")
+    assert isinstance(open_runner(tmp_path), OnnxRunner)
+
+
+def test_without_openvino_the_line_to_install_it_is_given(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(LissomError, match=r'LSM-738 openvino is not installed.*pip install "lissom\[openvino\]"') as at:
+        open_runner(exported)
+    assert at.value.exit_code == 7
+    with pytest.raises(LissomError, match="LSM-738"):
+        export(classifier(), "openvino", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_bytes_run_as_files_do(sums: OpenVinoRunner) -> None:
+    compiled = open_model(sums.graph.read_bytes(), threads=1)
+    batch = sums.pad(sums.encode(["good film"]))
+    found = infer(compiled.create_infer_request(), batch)
+    np.testing.assert_allclose(found["logits"], sums.forward(batch)["logits"], atol=1e-6)
