@@ -93,6 +93,32 @@ def test_inspect(capsys, place):
     assert "encoder: 3 layers: 4 heads, feed-forward 48" in text
 
 
+def test_inspect_shows_what_suffers_from_fewer_bits(capsys, place):
+    asked = ["inspect", place / "model", "--sensitivity", "--data", place / "data", "--samples", 8, "--max-length", 32]
+    code, document, _ = call(capsys, *asked, "--bits", 4)
+    found = document["sensitivity"]
+    assert code == 0
+    assert (found["bits"], found["measure"], found["answers"]) == (4, "kl", 8)
+    assert len(found["slots"]) == 18
+    assert set(found["slots"][0]) == {"path", "weights", "weight_db", "output_db", "damage"}
+    damages = [one["damage"] for one in found["slots"]]
+    assert damages == sorted(damages, reverse=True)
+    code, text, _ = said(capsys, *asked)
+    assert code == 0
+    assert found["rule"] in text
+    assert "Each map alone with 8 bit weights and 8 bit inputs, the most damaging first:" in text
+    assert "keep in higher precision: " in text
+
+
+def test_inspect_needs_data_to_show_what_suffers(capsys, place):
+    code, _, error = said(capsys, "inspect", place / "model", "--sensitivity")
+    assert code == 2
+    assert "LSM-208 --sensitivity needs --data: texts that the model is asked about" in error
+    code, _, error = said(capsys, "inspect", place / "model", "--data", place / "data")
+    assert code == 2
+    assert "--data is read with --sensitivity only" in error
+
+
 def test_plan_counts_what_compress_leaves(capsys, compressed):
     place = compressed
     code, plan, _ = call(capsys, "plan", place / "model", *recipe_and_data(place), "--threads", 1)
