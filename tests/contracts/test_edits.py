@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lissom.anatomy import Anatomy, dissect
+from lissom.anatomy import Anatomy, dense_weight, dissect
 from lissom.edits import (
     EDITS,
     Edit,
@@ -22,12 +22,14 @@ from lissom.edits import (
     KeepNeurons,
     Pack,
     PackBits,
+    Palette,
     Record,
     ShareLayers,
     edit_from_json,
 )
 from lissom.nn.int8 import quantize_rows
 from lissom.nn.low_bit import pack_codes
+from lissom.nn.palette import pack_indices
 from tests import tiny
 from tests.contracts.cases import BARE, Case
 
@@ -94,6 +96,22 @@ def pack_bits(anatomy: Anatomy) -> list[Filled]:
     return [(PackBits(bits=2, linears=int8.linears, embeddings=int8.embeddings), tensors)]
 
 
+def palette(anatomy: Anatomy) -> list[Filled]:
+    """Eight values spread over the range of each map, and its first and last weight whole."""
+    [(int8, _)] = pack(anatomy)
+    tensors: dict[str, Tensor] = {}
+    for path in (*int8.linears, *int8.embeddings):
+        module = anatomy.model.get_submodule(path)
+        weight = (dense_weight(module) if path in int8.linears else module.weight).detach().contiguous()
+        table = torch.linspace(float(weight.min()), float(weight.max()), 8)
+        tensors[f"{path}.weight"] = pack_indices(torch.bucketize(weight, (table[1:] + table[:-1]) / 2), 3)
+        tensors[f"{path}.weight_table"] = table
+        tensors[f"{path}.weight_positions"] = torch.tensor([0, weight.numel() - 1], dtype=torch.int32)
+        tensors[f"{path}.weight_outliers"] = weight.flatten()[[0, -1]]
+    outliers = dict.fromkeys((*int8.linears, *int8.embeddings), 2)
+    return [(Palette(bits=3, linears=int8.linears, embeddings=int8.embeddings, outliers=outliers), tensors)]
+
+
 MAKERS: dict[str, Callable[[Anatomy], list[Filled]]] = {
     "KeepLayers": keep_layers,
     "ShareLayers": share_layers,
@@ -102,6 +120,7 @@ MAKERS: dict[str, Callable[[Anatomy], list[Filled]]] = {
     "Factorize": factorize,
     "Pack": pack,
     "PackBits": pack_bits,
+    "Palette": palette,
 }
 ORDER = ("KeepLayers", "KeepHeads", "KeepNeurons", "Factorize", "Pack")
 
@@ -153,7 +172,7 @@ def test_an_empty_model_gets_the_same_shapes(kind: str, case: Case) -> None:
     assert empty.config.to_dict() == model.config.to_dict()
 
 
-@pytest.mark.parametrize("stored", ["Pack", "PackBits"])
+@pytest.mark.parametrize("stored", ["Pack", "PackBits", "Palette"])
 @pytest.mark.parametrize("case", ALL_CUT, ids=str)
 def test_all_edits_after_each_other_and_again(case: Case, stored: str) -> None:
     """Everything at once, then cut again what is already cut, thin and packed; the twin follows."""

@@ -17,6 +17,7 @@ from lissom.edits import Editor
 from lissom.methods import METHODS, Given, Method
 from lissom.methods.options import build, plain
 from lissom.nn import Int8Linear
+from lissom.nn.palette import PaletteLinear
 from lissom.recipe import Recipe, parameters
 from tests import tiny
 
@@ -31,6 +32,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "tune": {"max_steps": 1, "warmup": 0.0, "batch_size": 4, "learn": {"task": {"weight": 1.0}}},
     "int8": {},
     "half": {},
+    "codebook": {},
 }
 BY_STACK = ("keep_layers", "share_layers")
 WANTED = ("AutoModelForSequenceClassification", "AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
@@ -96,6 +98,8 @@ def reduced(name: str, variant: str, model: PreTrainedModel, result: PreTrainedM
         assert all(2 * b.ffn.width == a.ffn.width for a, b in blocks(stacks, left))
     elif name == "int8":
         assert all(isinstance(slot.module, Int8Linear) for slot in Editor(result).anatomy().linears())
+    elif name == "codebook":
+        assert all(isinstance(slot.module, PaletteLinear) for slot in Editor(result).anatomy().linears())
     elif name == "half":
         assert result.dtype == torch.bfloat16
     elif name == "tune":

@@ -26,6 +26,7 @@ from lissom.methods import Method
 from lissom.methods.options import build, plain
 from lissom.nn import Int8Linear, LowRankLinear
 from lissom.nn.low_bit import LowBitLinear
+from lissom.nn.palette import PaletteLinear
 from lissom.recipe import Recipe, catalogue
 from lissom.train.finetune import finetune
 from tests import tiny
@@ -215,6 +216,11 @@ def packed(options: dict[str, Any], before: Stack, after: Stack, result: Result)
     assert all(isinstance(one, kind) for one in found)
 
 
+def tabled(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:
+    found = [slot.module for slot in dissect(result.model).linears()]
+    assert all(isinstance(one, PaletteLinear) and one.bits == options["bits"] for one in found)
+
+
 def thin(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:
     assert all(isinstance(slot.module, LowRankLinear) for slot in dissect(result.model).linears())
 
@@ -239,5 +245,6 @@ PROMISES = {
     "magnitude": zeros,
     "fake_quant": packed,
     "int8": packed,
+    "codebook": tabled,
     "svd": thin,
 }

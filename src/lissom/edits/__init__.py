@@ -11,11 +11,13 @@ from lissom.edits.depth import KeepLayers, ShareLayers, check_depth, chosen, how
 from lissom.edits.edit import EDIT_MISFIT, Edit, Record
 from lissom.edits.editor import Editor
 from lissom.edits.linear import Factorize, Pack, PackBits
+from lissom.edits.palette import Palette
 from lissom.edits.width import KeepHeads, KeepNeurons
 from lissom.errors import LissomError, nearest
 
 EDITS: dict[str, type[Edit]] = {
-    edit.__name__: edit for edit in (KeepLayers, ShareLayers, KeepHeads, KeepNeurons, Factorize, Pack, PackBits)
+    edit.__name__: edit
+    for edit in (KeepLayers, ShareLayers, KeepHeads, KeepNeurons, Factorize, Pack, PackBits, Palette)
 }
 """Name in a stored record -> class. All kinds of structural change there are."""
 
@@ -51,6 +53,7 @@ __all__ = [
     "KeepNeurons",
     "Pack",
     "PackBits",
+    "Palette",
     "Record",
     "ShareLayers",
     "check_depth",

@@ -22,6 +22,7 @@ _CLASSES = {
     "share_layers": "weight_sharing.share_layers.ShareLayers",
     "int8": "quantization.int8.Int8",
     "half": "quantization.half.Half",
+    "codebook": "quantization.codebook.Codebook",
     "fresh_student": "distillation.fresh_student.FreshStudent",
     "bilstm_student": "distillation.bilstm_student.BilstmStudent",
     "tune": "distillation.tune.Tune",
