@@ -10,6 +10,9 @@ import pytest
 
 from lissom.errors import LissomError
 from lissom.export import export
+from lissom.measure.flops import flops
+from lissom.measure.memory import peak_memory
+from lissom.measure.size import size
 from lissom.runtime import OnnxRunner, TorchRunner, open_runner
 from tests import tiny
 from tests.export.made import classifier, packed
@@ -163,7 +166,19 @@ def test_without_openvino_the_line_to_install_it_is_given(
 
 
 def test_bytes_run_as_files_do(sums: OpenVinoRunner) -> None:
-    compiled = open_model(sums.graph.read_bytes(), threads=1)
+    compiled = open_model((sums.folder / "onnx" / "model.onnx").read_bytes(), threads=1)
     batch = sums.pad(sums.encode(["good film"]))
     found = infer(compiled.create_infer_request(), batch)
     np.testing.assert_allclose(found["logits"], sums.forward(batch)["logits"], atol=1e-6)
+
+
+def test_sizes_and_memory_are_measured_in_openvino(exported: Path) -> None:
+    runner = OpenVinoRunner(exported, threads=1)
+    in_mb, numbers, sparsity = size(runner)
+    assert in_mb.value == pytest.approx(sum(path.stat().st_size for path in runner.files) / 1e6)
+    trained = sum(parameter.numel() for parameter in classifier(num_hidden_layers=1).parameters())
+    assert numbers.value == pytest.approx(trained, rel=0.01)  # and a few numbers of the formulas
+    assert sparsity.value is None
+    memory = peak_memory(runner, TEXTS[:2], "classification", runs=1)
+    assert memory.value is not None, memory.how
+    assert flops(runner, TEXTS).value is None

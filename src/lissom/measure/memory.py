@@ -34,6 +34,7 @@ def peak_memory(runner: Runner, texts: Sequence[Text], kind: str, *, runs: int =
         return taken("peak_memory_mb", None, why)
     spec = {
         "folder": str(runner.folder.resolve()),
+        "engine": runner.name,
         "variant": getattr(runner, "variant", None),
         "threads": getattr(runner, "threads", None),
         "max_length": runner.max_length,
@@ -87,9 +88,16 @@ def peak_mb() -> tuple[float, str]:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, "ru_maxrss"
 
 
-def _import_engine(folder: Path) -> None:
-    """What `open_runner` will import for this folder, so that it is told apart from the model."""
-    if any((folder / "onnx").glob("model*.onnx")):
+def _import_engine(engine: str) -> None:
+    """What this engine's runner will import, so that it is told apart from the model."""
+    if engine == "openvino":
+        import openvino
+        import tokenizers
+
+        import lissom.runtime.openvino
+
+        openvino.Core()
+    elif engine == "onnxruntime":
         import onnxruntime  # noqa: F401
         import tokenizers  # noqa: F401
 
@@ -104,13 +112,14 @@ def _import_engine(folder: Path) -> None:
 def main(path: str) -> None:
     """The process of its own: opens, answers, prints one JSON line."""
     from lissom.measure.quality import ask_for
-    from lissom.runtime import open_runner
+    from lissom.runtime import OpenVinoRunner, open_runner
 
     spec = json.loads(Path(path).read_text(encoding="utf-8"))
     folder = Path(spec["folder"])
-    _import_engine(folder)
+    _import_engine(spec["engine"])
     imports, source = peak_mb()
-    runner = open_runner(folder, threads=spec["threads"], max_length=spec["max_length"], variant=spec["variant"])
+    opened = OpenVinoRunner if spec["engine"] == "openvino" else open_runner  # which of them reads an ONNX file as well
+    runner = opened(folder, threads=spec["threads"], max_length=spec["max_length"], variant=spec["variant"])
     texts = [tuple(text) if spec["pairs"] else text for text in spec["texts"]]
     ask_for(spec["kind"])(runner, texts)
     peak, _ = peak_mb()

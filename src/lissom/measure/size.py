@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from lissom.errors import UnsupportedFamily
@@ -27,6 +28,10 @@ def size(runner: Runner) -> list[Reading]:
     if graph is not None:
         why = "Not taken: zeros are counted in models, not in graphs."
         return [_on_disk(runner.files), graph_parameters(graph), taken("sparsity", None, why)]
+    described = next((file for file in runner.files if file.suffix == ".xml"), None)
+    if described is not None:
+        why = "Not taken: zeros are counted in models, not in graphs."
+        return [_on_disk(runner.files), openvino_parameters(described), taken("sparsity", None, why)]
     why = f"Not taken: the {runner.name} engine tells neither its files nor its model."
     on_disk = _on_disk(runner.files) if runner.files else taken("size_mb", None, why)
     return [on_disk, taken("parameters", None, why), taken("sparsity", None, why)]
@@ -80,6 +85,18 @@ def graph_parameters(graph: Path) -> Reading:
     whole = {kinds.INT64, kinds.INT32, kinds.BOOL, kinds.STRING}  # shapes and indices, not weights
     total = sum(int(np.prod(one.dims)) for one in model.graph.initializer if one.data_type not in whole)
     how = f"Numbers in the initializers of {graph.name}: weights, scales and zero points; shapes and indices left out."
+    return taken("parameters", total, how, n=1)
+
+
+def openvino_parameters(graph: Path) -> Reading:
+    """Numbers in the constants of an OpenVINO graph, by their shapes."""
+    from lissom.runtime.openvino import open_core, read_graph
+
+    constants = [op for op in read_graph(graph, open_core()).get_ops() if op.get_type_name() == "Constant"]
+    whole = {"i64", "i32", "boolean", "string"}  # shapes and indices, not weights
+    kinds = [(one.get_output_element_type(0).get_type_name(), one.get_output_shape(0)) for one in constants]
+    total = sum(math.prod(shape) for kind, shape in kinds if kind not in whole)
+    how = f"Numbers in the constants of {graph.name}: weights, scales and zero points; shapes and indices left out."
     return taken("parameters", total, how, n=1)
 
 

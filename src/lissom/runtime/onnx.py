@@ -43,7 +43,7 @@ class OnnxRunner(Runner):
         folder = Path(folder)
         verify(folder)
         self.graph = choose_graph(folder, variant)
-        self.variant = "fp32" if self.graph.stem == "model" else self.graph.stem.removeprefix("model_")
+        self.variant = variant_of(self.graph)
         self.threads = threads or usable_cores()
         self.session = open_session(self.graph, device=device, threads=self.threads)
         self._types = {one.name: np.int32 if one.type == "tensor(int32)" else np.int64 for one in self._graph_inputs()}
@@ -68,12 +68,14 @@ class OnnxRunner(Runner):
         return found
 
 
+def variant_of(graph: Path) -> str:
+    """What stands after `model_` in the name of a graph file; "fp32" for model.onnx."""
+    return "fp32" if graph.stem == "model" else graph.stem.removeprefix("model_")
+
+
 def choose_graph(folder: Path, variant: str | None) -> Path:
     """The graph file of `variant`; see `OnnxRunner`."""
-    graphs = {
-        "fp32" if path.stem == "model" else path.stem.removeprefix("model_"): path
-        for path in sorted((folder / "onnx").glob("model*.onnx"))
-    }
+    graphs = {variant_of(path): path for path in sorted((folder / "onnx").glob("model*.onnx"))}
     wanted = [variant] if variant else ["quantized", "fp32", *graphs]
     for name in wanted:
         if name in graphs:

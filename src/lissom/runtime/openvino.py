@@ -11,6 +11,7 @@ import numpy as np
 from lissom.errors import LissomError
 from lissom.files import inside
 from lissom.runtime.exported import answers, check_inputs, open_tokenizer, read_about, usable_cores, verify
+from lissom.runtime.onnx import choose_graph, variant_of
 from lissom.runtime.runner import Arrays, Runner
 
 MODEL = "openvino/openvino_model.xml"
@@ -26,7 +27,7 @@ class OpenVinoRunner(Runner):
         have it is bf16: faster, and its answers differ from those of the other engines in the third digit. Here nothing
         is rounded that was not asked for.
     threads: of one pass; None takes every core this process may use.  max_length: tokens; None takes the model's.
-    device: "cpu", or "auto", which is the CPU.
+    device: "cpu", or "auto", which is the CPU.  graph: the ONNX file, None for an .xml.
     Raises LissomError LSM-738 when openvino is missing, LSM-732 for another device, LSM-735 when there is no graph or
     it wants inputs that no tokenizer gives, LSM-461 to 463 when a file is not the one that was exported, LSM-421 and
     422 when one lies outside the folder, LSM-472 when OpenVINO cannot read it.
@@ -50,19 +51,21 @@ class OpenVinoRunner(Runner):
             cause = f'the OpenVINO engine of lissom runs on the CPU, not on "{device}"'
             raise LissomError(732, cause, remedy="Use --device cpu.")
         verify(folder)
-        self.graph = find_graph(folder, variant)
+        source = find_graph(folder, variant)
+        self.graph = source if source.suffix == ".onnx" else None
+        self.variant = None if self.graph is None else variant_of(source)
         self.threads = threads or usable_cores()
-        self.compiled = open_model(self.graph, threads=self.threads, precision=precision)
+        self.compiled = open_model(source, threads=self.threads, precision=precision)
         inputs = {one.any_name for one in self.compiled.inputs}
-        check_inputs(inputs, self.graph)
+        check_inputs(inputs, source)
         self._own = threading.local()  # one request each thread: a request answers one batch at a time
         width = self.compiled.outputs[0].partial_shape[-1]
-        weights = self.graph.with_suffix(".bin").name if self.graph.suffix == ".xml" else f"{self.graph.name}*"
+        weights = source.with_suffix(".bin").name if source.suffix == ".xml" else f"{source.name}*"
         super().__init__(
             tokenizer=open_tokenizer(folder),
             inputs=frozenset(inputs),
             folder=folder,
-            files=tuple(sorted({self.graph, *self.graph.parent.glob(weights)})),
+            files=tuple(sorted({source, *source.parent.glob(weights)})),
             **read_about(folder, max_length=max_length, width=None if width.is_dynamic else width.get_length()),
         )
 
@@ -75,8 +78,6 @@ class OpenVinoRunner(Runner):
 
 def find_graph(folder: Path, variant: str | None = None) -> Path:
     """The graph file that `OpenVinoRunner` reads."""
-    from lissom.runtime.onnx import choose_graph
-
     if variant is None and (folder / MODEL).exists():
         inside(folder, str(Path(MODEL).with_suffix(".bin")))
         return inside(folder, MODEL)
