@@ -169,7 +169,8 @@ class LowBitEmbedding(Int8Embedding):
 def weights_held(model: nn.Module) -> dict[int, int]:
     """Id of each packed tensor in `model` -> how many weights it holds, which is more than its bytes."""
     low = [one for one in model.modules() if isinstance(one, LowBitLinear | LowBitEmbedding)]
-    return {id(one.weight): len(one.weight) * one.columns for one in low}
+    places = {id(one.weight_positions): 0 for one in low if hasattr(one, "weight_positions")}  # say where, not how much
+    return places | {id(one.weight): len(one.weight) * one.columns for one in low}
 
 
 def unpack(model: nn.Module) -> None:

@@ -38,7 +38,7 @@ def pack_indices(indices: Tensor, bits: int) -> Tensor:
 def unpack_indices(packed: Tensor, columns: int, bits: int) -> Tensor:
     """What `pack_indices` was given, as int64. packed: (rows, bytes). Returns (rows, columns)."""
     numbers = F.pad(packed.view(torch.uint8).to(torch.int64), (0, -packed.shape[1] % bits))
-    words = numbers.reshape(len(packed), -1, bits)
+    words = numbers.reshape(len(packed), numbers.shape[1] // bits, bits)
     words = torch.bitwise_left_shift(words, 8 * torch.arange(bits, device=packed.device)).sum(-1)
     eights = torch.bitwise_right_shift(words[..., None], bits * torch.arange(8, device=packed.device))
     return eights.bitwise_and(2**bits - 1).flatten(1)[:, :columns]
