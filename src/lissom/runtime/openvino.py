@@ -26,8 +26,8 @@ class OpenVinoRunner(Runner):
     precision: "f32" or "bf16", what is computed in where layers are not int8. OpenVINO's own default on processors that
         have it is bf16: faster, and its answers differ from those of the other engines (logits of MiniLM-L6 by up to
         0.06, the label of 2 texts in 512). Here nothing is rounded that was not asked for.
-    tokens_per_batch: MiniLM-L6, 512 news titles, 2 cores, best of 3 runs in float32: 388 texts a second with 256 tokens,
-        408 with 512, 405 with 1,024, 384 with 2,048; bf16 wants 1,024 (660).
+    tokens_per_batch: MiniLM-L6, 512 news titles, 2 cores, best of 3 runs in float32: 388 texts a second with 256
+        tokens, 408 with 512, 405 with 1,024, 384 with 2,048; bf16 wants 1,024 (660).
     threads: of one pass; None takes every core this process may use.  max_length: tokens; None takes the model's.
     device: "cpu", or "auto", which is the CPU.  graph: the ONNX file, None for an .xml.
     Raises LissomError LSM-738 when openvino is missing, LSM-732 for another device, LSM-735 when there is no graph or
