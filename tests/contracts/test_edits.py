@@ -22,11 +22,13 @@ from lissom.edits import (
     KeepNeurons,
     Pack,
     PackBits,
+    PackGroups,
     Palette,
     Record,
     ShareLayers,
     edit_from_json,
 )
+from lissom.nn.grouped import grid, round_to
 from lissom.nn.int8 import quantize_rows
 from lissom.nn.low_bit import pack_codes
 from lissom.nn.palette import pack_indices
@@ -112,6 +114,18 @@ def palette(anatomy: Anatomy) -> list[Filled]:
     return [(Palette(bits=3, linears=int8.linears, embeddings=int8.embeddings, outliers=outliers), tensors)]
 
 
+def pack_groups(anatomy: Anatomy) -> list[Filled]:
+    """Three bits in groups of five columns, of which the last is shorter."""
+    tensors: dict[str, Tensor] = {}
+    linears = tuple(slot.path for slot in anatomy.linears())
+    for path in linears:
+        weight = dense_weight(anatomy.model.get_submodule(path)).detach()
+        scale, zero = grid(weight, bits=3, group=5)
+        tensors[f"{path}.weight"] = pack_indices(round_to(weight, scale, zero, bits=3, group=5), 3)
+        tensors[f"{path}.weight_scale"], tensors[f"{path}.weight_zero"] = scale.half(), zero.half()
+    return [(PackGroups(bits=3, group=5, linears=linears), tensors)]
+
+
 MAKERS: dict[str, Callable[[Anatomy], list[Filled]]] = {
     "KeepLayers": keep_layers,
     "ShareLayers": share_layers,
@@ -120,6 +134,7 @@ MAKERS: dict[str, Callable[[Anatomy], list[Filled]]] = {
     "Factorize": factorize,
     "Pack": pack,
     "PackBits": pack_bits,
+    "PackGroups": pack_groups,
     "Palette": palette,
 }
 ORDER = ("KeepLayers", "KeepHeads", "KeepNeurons", "Factorize", "Pack")
@@ -172,7 +187,7 @@ def test_an_empty_model_gets_the_same_shapes(kind: str, case: Case) -> None:
     assert empty.config.to_dict() == model.config.to_dict()
 
 
-@pytest.mark.parametrize("stored", ["Pack", "PackBits", "Palette"])
+@pytest.mark.parametrize("stored", ["Pack", "PackBits", "PackGroups", "Palette"])
 @pytest.mark.parametrize("case", ALL_CUT, ids=str)
 def test_all_edits_after_each_other_and_again(case: Case, stored: str) -> None:
     """Everything at once, then cut again what is already cut, thin and packed; the twin follows."""

@@ -17,6 +17,7 @@ from lissom.edits import Editor
 from lissom.methods import METHODS, Given, Method
 from lissom.methods.options import build, plain
 from lissom.nn import Int8Linear
+from lissom.nn.grouped import GroupedLinear
 from lissom.nn.palette import PaletteLinear
 from lissom.recipe import Recipe, parameters
 from tests import tiny
@@ -32,6 +33,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "tune": {"max_steps": 1, "warmup": 0.0, "batch_size": 4, "learn": {"task": {"weight": 1.0}}},
     "int8": {},
     "half": {},
+    "rtn": {"group": 8},
+    "hqq": {"bits": 3, "group": 16},
     "codebook": {},
 }
 BY_STACK = ("keep_layers", "share_layers")
@@ -100,6 +103,8 @@ def reduced(name: str, variant: str, model: PreTrainedModel, result: PreTrainedM
         assert all(isinstance(slot.module, Int8Linear) for slot in Editor(result).anatomy().linears())
     elif name == "codebook":
         assert all(isinstance(slot.module, PaletteLinear) for slot in Editor(result).anatomy().linears())
+    elif name in ("rtn", "hqq"):
+        assert all(isinstance(slot.module, GroupedLinear) for slot in Editor(result).anatomy().linears())
     elif name == "half":
         assert result.dtype == torch.bfloat16
     elif name == "tune":

@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from lissom.edits.depth import KeepLayers, ShareLayers, check_depth, chosen, how_many
 from lissom.edits.edit import EDIT_MISFIT, Edit, Record
 from lissom.edits.editor import Editor
+from lissom.edits.grouped import PackGroups
 from lissom.edits.linear import Factorize, Pack, PackBits
 from lissom.edits.palette import Palette
 from lissom.edits.width import KeepHeads, KeepNeurons
@@ -17,7 +18,7 @@ from lissom.errors import LissomError, nearest
 
 EDITS: dict[str, type[Edit]] = {
     edit.__name__: edit
-    for edit in (KeepLayers, ShareLayers, KeepHeads, KeepNeurons, Factorize, Pack, PackBits, Palette)
+    for edit in (KeepLayers, ShareLayers, KeepHeads, KeepNeurons, Factorize, Pack, PackBits, PackGroups, Palette)
 }
 """Name in a stored record -> class. All kinds of structural change there are."""
 
@@ -53,6 +54,7 @@ __all__ = [
     "KeepNeurons",
     "Pack",
     "PackBits",
+    "PackGroups",
     "Palette",
     "Record",
     "ShareLayers",

@@ -21,6 +21,8 @@ _CLASSES = {
     "svd": "low_rank.svd.Svd",
     "share_layers": "weight_sharing.share_layers.ShareLayers",
     "int8": "quantization.int8.Int8",
+    "rtn": "quantization.rtn.Rtn",
+    "hqq": "quantization.hqq.Hqq",
     "half": "quantization.half.Half",
     "codebook": "quantization.codebook.Codebook",
     "fresh_student": "distillation.fresh_student.FreshStudent",

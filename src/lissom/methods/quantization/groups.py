@@ -1,0 +1,78 @@
+"""What the methods that store weights in groups have in common: which maps, and how their codes are stored."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, NamedTuple
+
+from pydantic import Field
+from torch import Tensor
+
+from lissom import edits
+from lissom.anatomy import Slot
+from lissom.edits import Editor
+from lissom.errors import LissomError
+from lissom.methods.base import Given, Method, Stage
+from lissom.nn import Int8Linear, LowRankLinear
+from lissom.nn.grouped import grid, round_to
+from lissom.nn.palette import pack_indices
+
+SPEED = (
+    "in torch it only saves space: weights are decoded to float before use; ONNX Runtime multiplies 4 bits as they are"
+)
+
+
+class Stored(NamedTuple):
+    """One map: codes (out, in), scale and zero point (out, groups)."""
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Groups(Method):
+    """Store the linear maps of the blocks in few bits, with a scale and a zero point for each group of a row.
+
+    The output projection of a language model and all tables stay in floating point.
+    """
+
+    stage: ClassVar[Stage] = Stage.BITS
+    speed: ClassVar[str] = SPEED
+
+    bits: Annotated[Literal[2, 3, 4, 8], Field(description="bits a weight")] = 4
+    group: Annotated[
+        int,
+        Field(ge=8, le=4096, description="columns that share a scale and a zero point; the last group may be shorter"),
+    ] = 64
+
+    def maps(self, editor: Editor) -> list[Slot]:
+        """Every linear map of the blocks that is not packed; the two factors of one of low rank."""
+        found = []
+        for slot in editor.anatomy().linears():
+            thin = isinstance(slot.module, LowRankLinear)
+            paths = [f"{slot.path}.{name}" for name in ("down", "up")] if thin else [slot.path]
+            found += [Slot(editor.model, path) for path in paths]
+        return [slot for slot in found if not isinstance(slot.module, Int8Linear)]
+
+    def rounded(self, weight: Tensor, path: str) -> Stored:
+        """The nearest codes on the grid from smallest to largest. Raises LissomError LSM-901 for NaN and infinity."""
+        try:
+            scale, zero = grid(weight, bits=self.bits, group=self.group)
+        except ValueError as error:
+            raise LissomError(901, str(error), place=path) from error
+        return Stored(round_to(weight, scale, zero, bits=self.bits, group=self.group), scale, zero)
+
+    def pack(self, editor: Editor, stored: Mapping[str, Stored]) -> None:
+        """Put packed layers in the place of the maps. stored: path of a map -> its numbers."""
+        tensors: dict[str, Tensor] = {}
+        for path, one in stored.items():
+            tensors[f"{path}.weight"] = pack_indices(one.codes, self.bits)
+            tensors[f"{path}.weight_scale"], tensors[f"{path}.weight_zero"] = one.scale.half(), one.zero.half()
+        if stored:
+            editor.apply(edits.PackGroups(bits=self.bits, group=self.group, linears=tuple(stored)), tensors)
+
+    def preview(self, editor: Editor, given: Given) -> None:
+        """The same structure, rounded to the nearest."""
+        self.pack(editor, {slot.path: self.rounded(slot.weight, slot.path) for slot in self.maps(editor)})
