@@ -25,8 +25,10 @@ from lissom.measure.size import sparsity
 from lissom.methods import Method
 from lissom.methods.options import build, plain
 from lissom.nn import Int8Linear, LowRankLinear
+from lissom.nn.grouped import GroupedLinear
 from lissom.nn.low_bit import LowBitLinear
 from lissom.nn.palette import PaletteLinear
+from lissom.nn.split import SplitInt8Linear
 from lissom.recipe import Recipe, catalogue
 from lissom.train.finetune import finetune
 from tests import tiny
@@ -221,6 +223,15 @@ def tabled(options: dict[str, Any], before: Stack, after: Stack, result: Result)
     assert all(isinstance(one, PaletteLinear) and one.bits == options["bits"] for one in found)
 
 
+def grouped(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:
+    found = [slot.module for slot in dissect(result.model).linears()]
+    assert all(isinstance(one, GroupedLinear) and one.bits == options["bits"] for one in found)
+
+
+def divided(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:
+    assert all(isinstance(slot.module, SplitInt8Linear) for slot in dissect(result.model).linears())
+
+
 def thin(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:
     assert all(isinstance(slot.module, LowRankLinear) for slot in dissect(result.model).linears())
 
@@ -246,5 +257,11 @@ PROMISES = {
     "fake_quant": packed,
     "int8": packed,
     "codebook": tabled,
+    "split_int8": divided,
+    "rtn": grouped,
+    "hqq": grouped,
+    "gptq": grouped,
+    "awq": grouped,
+    "auto_round": grouped,
     "svd": thin,
 }
