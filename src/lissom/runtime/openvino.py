@@ -61,14 +61,13 @@ class OpenVinoRunner(Runner):
         inputs = {one.any_name for one in self.compiled.inputs}
         check_inputs(inputs, source)
         self._own = threading.local()  # one request each thread: a request answers one batch at a time
-        width = self.compiled.outputs[0].partial_shape[-1]
         weights = source.with_suffix(".bin").name if source.suffix == ".xml" else f"{source.name}*"
         super().__init__(
             tokenizer=open_tokenizer(folder),
             inputs=frozenset(inputs),
             folder=folder,
             files=tuple(sorted({source, *source.parent.glob(weights)})),
-            **read_about(folder, max_length=max_length, width=None if width.is_dynamic else width.get_length()),
+            **read_about(folder, max_length=max_length, width=_width(self.compiled)),
         )
 
     def forward(self, batch: Arrays) -> Arrays:
@@ -120,12 +119,22 @@ def open_model(graph: Path | bytes, *, threads: int, precision: str = "f32") -> 
         "NUM_STREAMS": 1,  # a batch at a time, with all threads, as the other engines do
         "PERFORMANCE_HINT": "LATENCY",
     }
+    place = str(graph) if isinstance(graph, Path) else ""
+    if not model.outputs:
+        raise LissomError(472, "the graph answers nothing", place=place, remedy="Export the model again.")
     try:
         return core.compile_model(model, "CPU", settings)
     except Exception as error:
-        place = str(graph) if isinstance(graph, Path) else ""
         cause = f"OpenVINO cannot run the graph ({' '.join(str(error).split())[:200]})"
         raise LissomError(472, cause, place=place, remedy="Export the model again.") from error
+
+
+def _width(compiled: Any) -> int | None:
+    """The last axis of the first output, where that is fixed."""
+    shape = compiled.outputs[0].partial_shape
+    if shape.rank.is_dynamic or not len(shape) or shape[-1].is_dynamic:
+        return None
+    return int(shape[-1].get_length())
 
 
 def infer(request: Any, batch: Arrays) -> Arrays:
