@@ -23,6 +23,7 @@ from lissom.edits import (
     Pack,
     PackBits,
     PackGroups,
+    PackSplit,
     Palette,
     Record,
     ShareLayers,
@@ -32,6 +33,7 @@ from lissom.nn.grouped import grid, round_to
 from lissom.nn.int8 import quantize_rows
 from lissom.nn.low_bit import pack_codes
 from lissom.nn.palette import pack_indices
+from lissom.nn.split import split
 from tests import tiny
 from tests.contracts.cases import BARE, Case
 
@@ -126,6 +128,16 @@ def pack_groups(anatomy: Anatomy) -> list[Filled]:
     return [(PackGroups(bits=3, group=5, linears=linears), tensors)]
 
 
+def pack_split(anatomy: Anatomy) -> list[Filled]:
+    """The first and the last column of each map stay."""
+    tensors: dict[str, Tensor] = {}
+    slots = {slot.path: slot for slot in anatomy.linears()}
+    for path, slot in slots.items():
+        made = split(slot.weight.detach(), torch.tensor([0, slot.in_features - 1]))
+        tensors |= {f"{path}.{name}": value for name, value in made.items()}
+    return [(PackSplit(columns=dict.fromkeys(slots, 2)), tensors)]
+
+
 MAKERS: dict[str, Callable[[Anatomy], list[Filled]]] = {
     "KeepLayers": keep_layers,
     "ShareLayers": share_layers,
@@ -135,6 +147,7 @@ MAKERS: dict[str, Callable[[Anatomy], list[Filled]]] = {
     "Pack": pack,
     "PackBits": pack_bits,
     "PackGroups": pack_groups,
+    "PackSplit": pack_split,
     "Palette": palette,
 }
 ORDER = ("KeepLayers", "KeepHeads", "KeepNeurons", "Factorize", "Pack")
@@ -187,7 +200,7 @@ def test_an_empty_model_gets_the_same_shapes(kind: str, case: Case) -> None:
     assert empty.config.to_dict() == model.config.to_dict()
 
 
-@pytest.mark.parametrize("stored", ["Pack", "PackBits", "PackGroups", "Palette"])
+@pytest.mark.parametrize("stored", ["Pack", "PackBits", "PackGroups", "PackSplit", "Palette"])
 @pytest.mark.parametrize("case", ALL_CUT, ids=str)
 def test_all_edits_after_each_other_and_again(case: Case, stored: str) -> None:
     """Everything at once, then cut again what is already cut, thin and packed; the twin follows."""

@@ -19,6 +19,7 @@ from lissom.methods.options import build, plain
 from lissom.nn import Int8Linear
 from lissom.nn.grouped import GroupedLinear
 from lissom.nn.palette import PaletteLinear
+from lissom.nn.split import SplitInt8Linear
 from lissom.recipe import Recipe, parameters
 from tests import tiny
 
@@ -36,6 +37,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "rtn": {"group": 8},
     "hqq": {"bits": 3, "group": 16},
     "codebook": {},
+    "split_int8": {"threshold": 2.0},
 }
 BY_STACK = ("keep_layers", "share_layers")
 WANTED = ("AutoModelForSequenceClassification", "AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
@@ -101,6 +103,8 @@ def reduced(name: str, variant: str, model: PreTrainedModel, result: PreTrainedM
         assert all(2 * b.ffn.width == a.ffn.width for a, b in blocks(stacks, left))
     elif name == "int8":
         assert all(isinstance(slot.module, Int8Linear) for slot in Editor(result).anatomy().linears())
+    elif name == "split_int8":
+        assert all(isinstance(slot.module, SplitInt8Linear) for slot in Editor(result).anatomy().linears())
     elif name == "codebook":
         assert all(isinstance(slot.module, PaletteLinear) for slot in Editor(result).anatomy().linears())
     elif name in ("rtn", "hqq"):

@@ -13,12 +13,16 @@ from lissom.edits.editor import Editor
 from lissom.edits.grouped import PackGroups
 from lissom.edits.linear import Factorize, Pack, PackBits
 from lissom.edits.palette import Palette
+from lissom.edits.split import PackSplit
 from lissom.edits.width import KeepHeads, KeepNeurons
 from lissom.errors import LissomError, nearest
 
 EDITS: dict[str, type[Edit]] = {
     edit.__name__: edit
-    for edit in (KeepLayers, ShareLayers, KeepHeads, KeepNeurons, Factorize, Pack, PackBits, PackGroups, Palette)
+    for edit in (
+        *(KeepLayers, ShareLayers, KeepHeads, KeepNeurons, Factorize),
+        *(Pack, PackBits, PackGroups, PackSplit, Palette),
+    )
 }
 """Name in a stored record -> class. All kinds of structural change there are."""
 
@@ -55,6 +59,7 @@ __all__ = [
     "Pack",
     "PackBits",
     "PackGroups",
+    "PackSplit",
     "Palette",
     "Record",
     "ShareLayers",

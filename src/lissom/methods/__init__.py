@@ -25,6 +25,7 @@ _CLASSES = {
     "hqq": "quantization.hqq.Hqq",
     "half": "quantization.half.Half",
     "codebook": "quantization.codebook.Codebook",
+    "split_int8": "quantization.split_int8.SplitInt8",
     "fresh_student": "distillation.fresh_student.FreshStudent",
     "bilstm_student": "distillation.bilstm_student.BilstmStudent",
     "tune": "distillation.tune.Tune",
