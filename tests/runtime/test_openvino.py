@@ -1,6 +1,7 @@
 """The OpenVINO engine answers as the others do, in float32, from its own files or from an ONNX graph."""
 
 import json
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -208,3 +209,13 @@ def test_sizes_and_memory_are_measured_in_openvino(exported: Path) -> None:
     memory = peak_memory(runner, TEXTS[:2], "classification", runs=1)
     assert memory.value is not None, memory.how
     assert flops(runner, TEXTS).value is None
+
+
+def test_the_engine_needs_neither_torch_nor_onnxruntime(exported: Path) -> None:
+    code = (
+        "import sys; from lissom.runtime import open_runner; "
+        f"print(open_runner({str(exported)!r}).predict(['good film']).shape); "
+        "assert not {'torch', 'transformers', 'onnx', 'onnxruntime'} & set(sys.modules), 'a heavy import'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "(1, 3)"), done.stderr
