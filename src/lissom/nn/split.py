@@ -72,14 +72,14 @@ class SplitInt8Linear(LowBitLinear):
         return self.codes().float()
 
     def _compute(self, x: Tensor) -> Tensor:
-        rest = x.float()
+        weight, rest = self._ready(), x.float()
         used = self.weight_positions != UNUSED
         columns = self.weight_positions[used].long()
         whole = F.linear(rest[..., columns], self.weight_outliers[:, used])
         rest = rest.index_fill(-1, columns, 0.0)
         scale = rest.abs().amax(-1, keepdim=True) / 127
         codes = (rest / torch.where(scale == 0, torch.ones_like(scale), scale)).round()
-        y = F.linear(codes, self._ready()) * scale * self.weight_scale + whole
+        y = F.linear(codes, weight) * scale * self.weight_scale + whole
         return (y if self.bias is None else y + self.bias).to(x.dtype)
 
     def unpacked(self) -> nn.Linear:
