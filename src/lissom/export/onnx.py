@@ -4,7 +4,8 @@
 
 A model with int8 layers gives `model_quantized.onnx`, which holds the same int8 codes and scales and runs them by
 DynamicQuantizeLinear and MatMulInteger; other models give `model.onnx` in float32. Layers of fewer bits are written as
-the int8 ones that they unpack to, or in float32 where their inputs are not rounded. Standard operators only, opset 20.
+the int8 ones that they unpack to, or in float32 where their inputs are not rounded. Standard operators only, opset 20,
+but for layers whose bits come in groups: they keep them, in ONNX Runtime's own MatMulNBits (`lissom.export.grouped`).
 Encoders with any of the usual heads, and decoders as a whole text at once (no cache: for scoring and classifying, not
 for generating). Inputs: `input_ids`, `attention_mask` and what else the tokenizer gives. Outputs: `logits`;
 `start_logits` and `end_logits`; or `last_hidden_state`.
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from lissom.anatomy import positions
 from lissom.errors import LissomError
 from lissom.export import graph, parity
+from lissom.export.grouped import BlockLinear, to_blocks
 from lissom.files import write_json
 from lissom.nn import Int8Embedding, Int8Linear
 from lissom.nn.low_bit import unpack
@@ -88,7 +90,7 @@ def write(
     ship: makes of the ONNX file what another engine reads, and that is proved instead.
     Raises LissomError LSM-741 to 743 for a model that does not become a graph, LSM-911 to 913 when the check fails.
     """
-    work = _plain_copy(model)
+    work, notes = _plain_copy(model, blocks=ship is None)
     forward = Forward(work, _inputs(work, tokenizer))
     samples = parity.samples(work, forward.inputs)
     with torch.inference_mode():
@@ -96,7 +98,7 @@ def write(
     attention = work.config._attn_implementation
     with _as_eager(work, attention):
         program = _trace(forward)
-    packed = any(isinstance(module, Int8Linear | Int8Embedding) for module in work.modules())
+    packed = any(isinstance(module, Int8Linear | Int8Embedding | BlockLinear) for module in work.modules())
     path = folder / "onnx" / ("model_quantized.onnx" if packed else "model.onnx")
     path.parent.mkdir()
     path.write_bytes(_graph(program, forward))
@@ -106,11 +108,15 @@ def write(
         made = copy.deepcopy(tokenizer)  # no other file of the folder says how much the graph can read
         made.model_max_length = min(tokenizer.model_max_length, positions(model) or tokenizer.model_max_length)
         made.save_pretrained(folder)
-    return {"opset": graph.OPSET, "inputs": forward.inputs, "outputs": forward.outputs, "parity": figures}
+    about = {"opset": graph.OPSET, "inputs": forward.inputs, "outputs": forward.outputs, "parity": figures}
+    return {**about, "notes": notes} if notes else about
 
 
-def _plain_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """A float32 copy on the CPU, in eval mode. Raises LissomError for models that cannot become one graph."""
+def _plain_copy(model: PreTrainedModel, *, blocks: bool) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """A float32 copy on the CPU, in eval mode, and notes on it. Raises LissomError for what cannot become one graph.
+
+    blocks: whether layers of few bits in groups stay so; else they become float32.
+    """
     if model.config.is_encoder_decoder and model.can_generate():
         raise LissomError(
             741,
@@ -119,9 +125,10 @@ def _plain_copy(model: PreTrainedModel) -> PreTrainedModel:
         )
     _check_size(model)
     made: PreTrainedModel = copy.deepcopy(model).train(False)
+    notes = to_blocks(made) if blocks else ()
     unpack(made)
     _check_size(made)
-    return nn.Module.to(made, "cpu", torch.float32)
+    return nn.Module.to(made, "cpu", torch.float32), notes
 
 
 def _check_size(model: PreTrainedModel) -> None:

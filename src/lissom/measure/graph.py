@@ -21,6 +21,7 @@ PRODUCTS = {
     "MatMulInteger": (0, 1),
     "MatMulIntegerToFloat": (0, 1),
     "DynamicQuantizeMatMul": (0, 1),
+    "MatMulNBits": (0, 1),
     "QLinearMatMul": (0, 3),
     "QGemm": (0, 3),
     "LSTM": (0, 1),
@@ -82,6 +83,8 @@ def _operations(node: Any, shapes: dict[str, tuple[int, ...]]) -> int:
         directions, gates, width = right
         return 2 * left[0] * left[1] * directions * gates * (width + gates // 4)
     turned = {one.name: one.i for one in node.attribute}
+    if node.op_type == "MatMulNBits":  # the second is packed; its shape stands in attributes
+        right = (turned["K"], turned["N"])
     if turned.get("transA"):
         left = (*left[:-2], left[-1], left[-2])
     if turned.get("transB"):
