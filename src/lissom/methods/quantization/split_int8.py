@@ -32,7 +32,7 @@ class SplitInt8(Method):
     name: ClassVar[str] = "split_int8"
     stage: ClassVar[Stage] = Stage.BITS
     needs: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION})
-    speed: ClassVar[str] = "not faster, rather slower: whole numbers are multiplied in float32; it only saves space"
+    speed: ClassVar[str] = "not faster: whole numbers are multiplied in float32; it only saves space"
     source: ClassVar[str] = "Dettmers et al. 2022, section 3"
 
     threshold: Annotated[
