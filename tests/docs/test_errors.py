@@ -22,6 +22,7 @@ SHARED = {
     207: "an unknown command or option",
     215: "the reference is not among what is compared",
     302: "the recipe file cannot be read",
+    314: "a value outside its range",
     317: "something that a step needs is not given",
     318: "layers that the model has not",
     319: "an objective cannot work",
