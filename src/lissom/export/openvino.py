@@ -91,6 +91,7 @@ def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, fol
 
     about = onnx.write(model, tokenizer, folder, ship=ship)
     shutil.rmtree(folder / "onnx")
+    notes[:0] = about.get("notes", ())
     return {**about, "notes": notes} if notes else about
 
 

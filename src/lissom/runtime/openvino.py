@@ -118,6 +118,7 @@ def open_model(graph: Path | bytes, *, threads: int, precision: str = "f32") -> 
         "INFERENCE_PRECISION_HINT": precision,
         "NUM_STREAMS": 1,  # a batch at a time, with all threads, as the other engines do
         "PERFORMANCE_HINT": "LATENCY",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # else inputs of few-bit layers may be rounded to 8 bits
     }
     place = str(graph) if isinstance(graph, Path) else ""
     if not model.outputs:
