@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from lissom.anatomy import positions
 from lissom.errors import LissomError
 from lissom.export import graph, parity
-from lissom.export.grouped import BlockLinear, to_blocks
+from lissom.export.grouped import IN_GRAPHS, to_blocks
 from lissom.files import write_json
 from lissom.nn import Int8Embedding, Int8Linear
 from lissom.nn.low_bit import unpack
@@ -98,7 +98,7 @@ def write(
     attention = work.config._attn_implementation
     with _as_eager(work, attention):
         program = _trace(forward)
-    packed = any(isinstance(module, Int8Linear | Int8Embedding | BlockLinear) for module in work.modules())
+    packed = any(isinstance(module, (Int8Linear, Int8Embedding, *IN_GRAPHS)) for module in work.modules())
     path = folder / "onnx" / ("model_quantized.onnx" if packed else "model.onnx")
     path.parent.mkdir()
     path.write_bytes(_graph(program, forward))
