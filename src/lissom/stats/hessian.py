@@ -1,0 +1,50 @@
+"""The second-order statistics of linear maps: H = 2 Σ xᵀx over the tokens that enter one.
+
+Source: Frantar et al. 2022, "GPTQ", section 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from lissom.anatomy import Slot
+
+
+class Hessians:
+    """Sums H (in, in) in float32 for slots while the model runs. Slots that read one tensor share one sum.
+
+    mask: set before each batch: (rows, length), nonzero where a token counts; None counts all.
+    """
+
+    def __init__(self, slots: Sequence[Slot]) -> None:
+        self.mask: Tensor | None = None
+        self._owner: dict[str, str] = {}
+        self._sums: dict[str, Tensor] = {}
+        self._last: tuple[Tensor, str] | None = None
+        self._hooks = [slot.watch(lambda x, _, path=slot.path: self._note(path, x)) for slot in slots]  # type: ignore[misc]
+
+    def _note(self, path: str, x: Tensor) -> None:
+        if path not in self._owner:
+            same = self._last is not None and self._last[0] is x
+            self._owner[path] = self._owner[self._last[1]] if same and self._last is not None else path
+        self._last = (x, path)
+        if self._owner[path] != path:
+            return
+        rows = x.detach().float()
+        if self.mask is not None and self.mask.shape == x.shape[:-1]:
+            rows = rows[self.mask.to(x.device).bool()]
+        rows = rows.reshape(-1, x.shape[-1])
+        now = 2 * rows.t() @ rows
+        self._sums[path] = self._sums[path].add_(now) if path in self._sums else now
+
+    def of(self, path: str) -> Tensor | None:
+        """H of a slot (in, in), not to be changed; None when no text reached it."""
+        return self._sums.get(self._owner.get(path, path))
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._last = None
+        for hook in self._hooks:
+            hook.remove()
