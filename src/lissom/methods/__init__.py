@@ -23,6 +23,7 @@ _CLASSES = {
     "int8": "quantization.int8.Int8",
     "rtn": "quantization.rtn.Rtn",
     "hqq": "quantization.hqq.Hqq",
+    "gptq": "quantization.gptq.Gptq",
     "half": "quantization.half.Half",
     "codebook": "quantization.codebook.Codebook",
     "split_int8": "quantization.split_int8.SplitInt8",
