@@ -32,6 +32,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fresh_student": {"layers": 2, "hidden": 16, "heads": 2, "intermediate": 24},
     "bilstm_student": {"units": 4, "hidden": 8},
     "tune": {"max_steps": 1, "warmup": 0.0, "batch_size": 4, "learn": {"task": {"weight": 1.0}}},
+    "smooth": {},
     "int8": {},
     "half": {},
     "rtn": {"group": 8},
@@ -110,6 +111,9 @@ def reduced(name: str, variant: str, model: PreTrainedModel, result: PreTrainedM
         assert all(isinstance(slot.module, PaletteLinear) for slot in Editor(result).anatomy().linears())
     elif name in ("rtn", "hqq", "gptq"):
         assert all(isinstance(slot.module, GroupedLinear) for slot in Editor(result).anatomy().linears())
+    elif name == "smooth":
+        assert parameters(result) == parameters(model)
+        assert not same(weights(result), weights(model))
     elif name == "half":
         assert result.dtype == torch.bfloat16
     elif name == "tune":

@@ -255,6 +255,7 @@ PROMISES = {
     "movement": zeros,
     "magnitude": zeros,
     "fake_quant": packed,
+    "smooth": nothing,
     "int8": packed,
     "codebook": tabled,
     "split_int8": divided,

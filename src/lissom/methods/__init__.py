@@ -20,6 +20,7 @@ _CLASSES = {
     "prune_neurons": "pruning.prune_neurons.PruneNeurons",
     "svd": "low_rank.svd.Svd",
     "share_layers": "weight_sharing.share_layers.ShareLayers",
+    "smooth": "quantization.smooth.Smooth",
     "int8": "quantization.int8.Int8",
     "rtn": "quantization.rtn.Rtn",
     "hqq": "quantization.hqq.Hqq",

@@ -29,6 +29,7 @@ class Stage(enum.IntEnum):
     SHARE = 50
     DYNAMIC = 60
     ZEROS = 70
+    RESCALE = 75
     BITS = 80
     TUNE = 0
 
