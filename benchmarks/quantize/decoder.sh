@@ -6,7 +6,8 @@
 set -euo pipefail
 model=$1 data=$2 work=$3 rows=$4
 mkdir -p "$work/calibration"
-cp "$data/validation.jsonl" "$work/calibration/"
+cp "$data/validation.jsonl" "$work/calibration/train.jsonl"
+head -n 1 "$data/validation.jsonl" >"$work/calibration/validation.jsonl" # what each command measures by itself
 
 made=()
 for bits in 4 3; do
