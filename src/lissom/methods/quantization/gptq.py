@@ -40,7 +40,7 @@ class Gptq(Groups):
 
     damp: Annotated[float, Field(ge=0, le=1, description="share of the mean of H's diagonal added to it")] = 0.01
     act_order: Annotated[bool, Field(description="columns of large inputs first")] = True
-    samples: Annotated[int, Field(ge=1, le=100_000, description="texts, or blocks of tokens, to calibrate on")] = 128
+    samples: Annotated[int, Field(ge=1, le=100_000, description="texts to calibrate on")] = 128
 
     def check(self, anatomy: Anatomy, given: Given) -> None:
         """Raises LSM-317 when there is nothing to calibrate on."""
