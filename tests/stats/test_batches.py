@@ -26,3 +26,10 @@ def test_validation_texts_calibrate_what_has_no_train_split(data):
 def test_labels_are_taken_from_the_train_split_only(data):
     with pytest.raises(LissomError, match=r'there is no split "train". There is: validation, test'):
         list(calibration_batches(data, tiny.tokenizer(), samples=4, max_length=16, labelled=True))
+
+
+def test_running_text_gives_no_more_blocks_than_asked_for(tmp_path):
+    text = " ".join(tiny.texts(60))
+    (tmp_path / "train.jsonl").write_text("\n".join(json.dumps({"text": text}) for _ in range(3)))
+    batches = list(calibration_batches(load_data(tmp_path), tiny.tokenizer(), samples=3, max_length=8))
+    assert [tuple(batch["input_ids"].shape) for batch in batches] == [(3, 8)]

@@ -27,7 +27,8 @@ def calibration_batches(
     device: str = "cpu",
     labelled: bool = False,
 ) -> Iterator[dict[str, Tensor]]:
-    """Padded batches of at most `samples` training texts: input_ids, attention_mask (rows, longest) and so on.
+    """Padded batches of at most `samples` training texts, or blocks of running text: input_ids, attention_mask (rows,
+    longest) and so on.
 
     The texts are drawn with `seed`. Where no labels are wanted and there is no train split, the validation split gives
     them: language models are often calibrated on text that has no other.
@@ -38,6 +39,8 @@ def calibration_batches(
     rows = data.split("validation" if validation else "train")
     rows = rows.shuffle(seed=seed).select(range(min(samples, len(rows))))
     encoded = encode(rows, tokenizer, data.task, max_length)
+    if len(encoded) > samples:  # running text is cut into more blocks than it had rows
+        encoded = encoded.shuffle(seed=seed).select(range(samples))
     if labelled and "labels" not in encoded.column_names:
         raise LissomError(821, "this step needs labelled texts", place=data.name, remedy="Choose by: magnitude.")
     if not labelled and "labels" in encoded.column_names:
