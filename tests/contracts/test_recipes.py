@@ -263,6 +263,5 @@ PROMISES = {
     "hqq": grouped,
     "gptq": grouped,
     "awq": grouped,
-    "auto_round": grouped,
     "svd": thin,
 }

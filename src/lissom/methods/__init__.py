@@ -25,6 +25,7 @@ _CLASSES = {
     "rtn": "quantization.rtn.Rtn",
     "hqq": "quantization.hqq.Hqq",
     "gptq": "quantization.gptq.Gptq",
+    "awq": "quantization.awq.Awq",
     "half": "quantization.half.Half",
     "codebook": "quantization.codebook.Codebook",
     "split_int8": "quantization.split_int8.SplitInt8",

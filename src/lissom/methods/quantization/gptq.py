@@ -17,75 +17,28 @@ from pydantic import Field
 from torch import Tensor
 
 from lissom.anatomy import Anatomy, Slot
-from lissom.edits import Editor
 from lissom.errors import LissomError
-from lissom.methods.base import Given, Need
-from lissom.methods.quantization.groups import Groups, Stored
-from lissom.nn.grouped import grid, restore
-from lissom.stats.batches import calibration_batches
-from lissom.stats.blocks import walk
-from lissom.stats.hessian import Hessians
+from lissom.methods.quantization.calibrated import Calibrated
+from lissom.methods.quantization.groups import Stored
+from lissom.nn.grouped import grid
 
 _LAZY = 128  # columns between two updates of all later ones, as published
 _TRIES = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Gptq(Groups):
+class Gptq(Calibrated):
     """Rounding that makes up for its errors."""
 
     name: ClassVar[str] = "gptq"
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION})
     source: ClassVar[str] = "Frantar et al. 2022, algorithm 1"
 
     damp: Annotated[float, Field(ge=0, le=1, description="share of the mean of H's diagonal added to it")] = 0.01
     act_order: Annotated[bool, Field(description="columns of large inputs first")] = True
-    samples: Annotated[int, Field(ge=1, le=100_000, description="texts to calibrate on")] = 128
 
-    def check(self, anatomy: Anatomy, given: Given) -> None:
-        """Raises LSM-317 when there is nothing to calibrate on."""
-        if given.data is None or given.tokenizer is None:
-            raise LissomError(317, "gptq measures the inputs of linear maps on texts", remedy="Give --data.")
-
-    def apply(self, editor: Editor, given: Given) -> None:
-        """Round block by block, then pack."""
-        anatomy, maps = editor.anatomy(), self.maps(editor)
-        self.check(anatomy, given)
-        if given.data is None or given.tokenizer is None or not maps:
-            return
-        batches = list(
-            calibration_batches(
-                given.data,
-                given.tokenizer,
-                samples=self.samples,
-                max_length=given.max_length,
-                seed=given.seed,
-                device=given.device,
-            )
-        )
-        stored: dict[str, Stored] = {}
-        for step in walk(anatomy, batches):
-            given.report(step.block.path, len(stored) / len(maps))
-            own = [slot for slot in maps if slot.path.startswith(f"{step.block.path}.")]
-            found = Hessians(own)
-            try:
-                step.run(lambda mask, found=found: setattr(found, "mask", mask))  # type: ignore[misc]
-            finally:
-                found.close()
-            for slot in own:
-                stored[slot.path] = self._replace(slot, found.of(slot.path))
-        stored |= {slot.path: self.rounded(slot.weight, slot.path) for slot in maps if slot.path not in stored}
-        self.pack(editor, stored)
-
-    def _replace(self, slot: Slot, hessian: Tensor | None) -> Stored:
-        """Round a map and put the rounded weight in its place, for the blocks after it."""
-        if hessian is None:  # no text reaches it
-            one = self.rounded(slot.weight, slot.path)
-        else:
-            one = self.solve(slot.weight.detach().float(), hessian, slot.path)
-        with torch.no_grad():
-            slot.weight.copy_(restore(*one, group=self.group))
-        return one
+    def chosen(self, slots: list[Slot], hessians: dict[str, Tensor], anatomy: Anatomy) -> dict[str, Stored]:
+        """Each map by itself, see `solve`."""
+        return {slot.path: self.solve(slot.weight.detach().float(), hessians[slot.path], slot.path) for slot in slots}
 
     def solve(self, weight: Tensor, hessian: Tensor, path: str = "") -> Stored:
         """Codes, scales and zero points for a weight (out, in) float32 and H (in, in), neither of which is changed.
