@@ -1,8 +1,8 @@
 """Store weights in few bits, after channels with large inputs were made large in the weights, which rounds them finer.
 
-Channel j of an input is divided by s_j = m_j^a and the columns that read it are multiplied by it, with the a in 0, 1/20,
+Channel j of an input is divided by s_j = m_j^a and the columns that read it are multiplied by it, with the a in 0, 1/20
 .. 1 of the smallest error of the outputs. Then the ends of each group are drawn in where that lowers the error of its
-part of the output. Errors are Σ e H eᵀ over the rows e of a map's change, H = 2 Σ xᵀx: the squared change of its outputs.
+part of the output. Errors are Σ e H eᵀ over the rows e of a map's change, H = 2 Σ xᵀx, the squared change of outputs.
 m is the root mean square of the channel (the paper: the mean magnitude), and s is scaled to √(max s · min s) = 1.
 
 The factors go into what feeds the maps, where that is exact (`lissom.stats.folding`); elsewhere only ends are drawn in,
