@@ -67,7 +67,7 @@ edits = st.one_of(
     st.builds(ShareLayers, stack=names, source=numbers),
     st.builds(KeepHeads, stack=names, heads=st.lists(numbers, max_size=3).map(tuple), cross=st.booleans()),
     st.builds(Factorize, ranks=st.dictionaries(names, st.integers(-1, 10**12))),
-    st.builds(Pack, linears=st.lists(names).map(tuple), embeddings=st.lists(names).map(tuple)),
+    st.builds(Pack, linears=st.lists(names).map(tuple), embeddings=st.lists(names).map(tuple), static=st.booleans()),
 )
 
 
@@ -91,7 +91,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "KeepHeads": {"stack": "", "cross": False},
     "KeepNeurons": {"stack": ""},
     "Factorize": {},
-    "Pack": {"linears": [], "embeddings": []},
+    "Pack": {"linears": [], "embeddings": [], "static": False},
 }
 
 

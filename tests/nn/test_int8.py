@@ -62,7 +62,7 @@ def test_kernel_is_the_definition(tokens: int, wide: int, out: int, bias: bool) 
     layer = Int8Linear.from_weight(random(out, wide), random(out, seed=1) if bias else None)
     for seed in (2, 3):  # a second input: nothing of the first may stay in the kernel
         x = random(tokens, wide, seed=seed) * seed
-        expected = int8._exact(x, layer.weight, layer.weight_scale, layer.bias)
+        expected = int8.exact(quantize_activation(x), layer.weight, layer.weight_scale, layer.bias)
         torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -112,7 +112,7 @@ def test_keep_matches_the_kept_part() -> None:
     layer.keep(out=rows, in_=columns)
     assert (layer.out_features, layer.in_features) == (3, 4)
     assert torch.equal(layer.dense(), dense[rows][:, columns])
-    expected = int8._exact(x[:, columns], layer.weight, layer.weight_scale, bias[rows])
+    expected = int8.exact(quantize_activation(x[:, columns]), layer.weight, layer.weight_scale, bias[rows])
     torch.testing.assert_close(layer(x[:, columns]), expected, rtol=1e-5, atol=1e-5)
 
 

@@ -15,6 +15,7 @@ from lissom.anatomy import Slot, dissect, is_linear
 from lissom.edits.edit import EDIT_MISFIT, Edit
 from lissom.errors import LissomError
 from lissom.nn import Int8Embedding, Int8Linear, LowBitEmbedding, LowBitLinear, LowRankLinear
+from lissom.nn.static import StaticInt8Linear
 
 
 def _linear(model: nn.Module, path: str) -> Slot:
@@ -97,15 +98,18 @@ class Pack(Edit):
 
     linears, embeddings: module paths. The numbers come as tensors `PATH.weight` (int8) and
         `PATH.weight_scale` (float32, one a row).
+    static: whether the maps round their inputs with one fixed scale, which comes as `PATH.input_scale` (float32, ())
+        and `PATH.input_zero` (uint8, ()); else with the range that inputs have while it runs.
     """
 
     linears: tuple[str, ...] = ()
     embeddings: tuple[str, ...] = ()
+    static: bool = False
 
     def apply(self, model: nn.Module) -> None:
         """Replace the modules; codes and scales are not filled in yet."""
         for path in self.linears:
-            _store_linear(model, path, Int8Linear)
+            _store_linear(model, path, StaticInt8Linear if self.static else Int8Linear)
         for path in self.embeddings:
             _store_table(model, path, Int8Embedding)
 

@@ -22,7 +22,11 @@ OPSET = 20  # the first with Gelu; every ONNX Runtime since 1.17 reads it
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """How the operators of `lissom.nn` become ONNX operators, for torch.onnx.export."""
-    return {torch.ops.lissom.int8_linear.default: _int8_linear, torch.ops.lissom.bilstm.default: _bilstm}
+    return {
+        torch.ops.lissom.int8_linear.default: _int8_linear,
+        torch.ops.lissom.static_int8_linear.default: _static_int8_linear,
+        torch.ops.lissom.bilstm.default: _bilstm,
+    }
 
 
 def _bilstm(x: Any, lengths: Any, w: Any, r: Any, b: Any) -> Any:
@@ -42,15 +46,37 @@ def _int8_linear(x: Any, weight: Any, weight_scale: Any, bias: Any) -> Any:
     return y if bias is None else op.Add(y, bias)
 
 
+def _static_int8_linear(  # noqa: PLR0917 - torch.onnx gives the parts of an operator by position
+    x: Any, weight: Any, weight_scale: Any, bias: Any, input_scale: Any, input_zero: Any
+) -> Any:
+    # Quantized and at once decoded on both sides: what ONNX Runtime and OpenVINO both take for a product of whole
+    # numbers. Maps that read one input share its scale, so that it is quantized once.
+    rounded = op.DequantizeLinear(op.QuantizeLinear(x, input_scale, input_zero), input_scale, input_zero)
+    y = op.MatMul(rounded, op.DequantizeLinear(op.Transpose(weight, perm=[1, 0]), weight_scale, axis=1))
+    return y if bias is None else op.Add(y, bias)
+
+
 def unrounded(file: bytes) -> bytes | None:
     """The same graph with the activations of int8 layers left as they come; None when it has no such layers."""
     model = onnx.load_from_string(file)
     nodes: list[onnx.NodeProto] = []
+    fixed: set[str] = set()  # what was codes at a fixed scale
     for node in model.graph.node:
         if node.op_type == "DynamicQuantizeLinear":
             codes, scale, _ = node.output
             nodes.append(helper.make_node("Identity", node.input, [codes]))
             nodes.append(helper.make_node("Constant", [], [scale], value_float=1.0))
+        elif node.op_type == "QuantizeLinear":
+            nodes.append(helper.make_node("Identity", node.input[:1], node.output))
+            fixed.update(node.output)
+        elif node.op_type == "DequantizeLinear" and node.input[0] in fixed:
+            nodes.append(helper.make_node("Identity", node.input[:1], node.output))
+        elif node.op_type == "DequantizeLinear" and len(node.input) == 2:
+            # The weights of such a layer, written so that ONNX Runtime does not find a product with few bits in it:
+            # it would round the inputs itself.
+            codes, scale = node.input
+            nodes.append(helper.make_node("Cast", [codes], [f"{codes}_float"], to=onnx.TensorProto.FLOAT))
+            nodes.append(helper.make_node("Mul", [f"{codes}_float", scale], node.output))
         elif node.op_type == "MatMulInteger":
             left, right = node.input[:2]
             cast = f"{node.output[0]}_weight"
@@ -58,7 +84,7 @@ def unrounded(file: bytes) -> bytes | None:
             nodes.append(helper.make_node("MatMul", [left, cast], node.output))
         else:
             nodes.append(node)
-    if len(nodes) == len(model.graph.node):
+    if not fixed and len(nodes) == len(model.graph.node):
         return None
     del model.graph.node[:]
     model.graph.node.extend(nodes)

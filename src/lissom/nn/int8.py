@@ -20,7 +20,7 @@ same integers are multiplied as float32: the same answers up to float32 rounding
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _LARGEST = 127  # symmetric: -128 is not used
+
+Rounded: TypeAlias = tuple[Tensor, Tensor, Tensor]
+"""Codes of activations, uint8, with their scale () float32 and zero point ()."""
 
 
 def row_scales(weight: Tensor, largest: int = _LARGEST) -> Tensor:
@@ -56,7 +59,7 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     return codes.to(torch.int8), scale
 
 
-def quantize_activation(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def quantize_activation(x: Tensor) -> Rounded:
     """ONNX DynamicQuantizeLinear. x: float32, not empty. Returns uint8 codes, scale () and zero point () as float32."""
     low, high = torch.aminmax(x)
     low, high = low.clamp(max=0.0), high.clamp(min=0.0)
@@ -66,16 +69,16 @@ def quantize_activation(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return (x / scale).round_().add_(zero).clamp_(0, 255).to(torch.uint8), scale, zero
 
 
-def _exact(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
-    """The definition, in float32 arithmetic on whole numbers. x: (tokens, in) float32. Returns (tokens, out)."""
-    codes, scale, zero = quantize_activation(x)
+def exact(rounded: Rounded, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
+    """The definition, in float32 arithmetic on whole numbers. rounded: of (tokens, in). Returns (tokens, out)."""
+    codes, scale, zero = rounded
     product = F.linear(codes.float() - zero, weight.float()) * (weight_scale * scale)
     return product if bias is None else product + bias
 
 
-def _onednn(x: Tensor, packed: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
+def _onednn(rounded: Rounded, packed: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
     """The same by oneDNN's int8 kernel. packed: from `_pack`."""
-    codes, scale, zero = quantize_activation(x)
+    codes, scale, zero = rounded
     no_zero = torch.zeros_like(weight_scale, dtype=torch.int32)
     y: Tensor = torch.ops.onednn.qlinear_pointwise.tensor(
         codes, scale, zero.int(), packed, weight_scale, no_zero, bias, 1.0, 0, torch.float32, "none", [], ""
@@ -106,7 +109,9 @@ _KERNEL = _has_kernel()
 def int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
     """A whole int8 linear layer as one node of a traced graph, for exporters. x: (..., in). Returns (..., out)."""
     flat = x.reshape(-1, weight.shape[1]).float()
-    y = _exact(flat, weight, weight_scale, bias) if flat.numel() else flat.new_empty(0, weight.shape[0])
+    if not flat.numel():
+        return x.new_empty(*x.shape[:-1], weight.shape[0])
+    y = exact(quantize_activation(flat), weight, weight_scale, bias)
     return y.to(x.dtype).reshape(*x.shape[:-1], weight.shape[0])
 
 
@@ -206,8 +211,7 @@ class Int8Linear(_Int8):
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., in). Returns (..., out), in the dtype of `x`."""
         if torch.compiler.is_compiling():
-            traced: Tensor = torch.ops.lissom.int8_linear(x, self.codes(), self.weight_scale, self.bias)
-            return traced
+            return self._traced(x)
         with torch.no_grad():
             y = self._compute(x)
         if x.requires_grad and torch.is_grad_enabled():
@@ -215,13 +219,22 @@ class Int8Linear(_Int8):
             return refusing
         return y
 
+    def _traced(self, x: Tensor) -> Tensor:
+        """The whole layer as one node of a graph."""
+        y: Tensor = torch.ops.lissom.int8_linear(x, self.codes(), self.weight_scale, self.bias)
+        return y
+
     def _compute(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, self.in_features).float()
         if not flat.numel():
             return x.new_empty(*x.shape[:-1], self.out_features)
-        kernel = _onednn if self._has_kernel() else _exact
-        y = kernel(flat, self._ready(), self.weight_scale, self.bias)
+        kernel = _onednn if self._has_kernel() else exact
+        y = kernel(self._rounded(flat), self._ready(), self.weight_scale, self.bias)
         return y.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
+
+    def _rounded(self, x: Tensor) -> Rounded:
+        """What the inputs are rounded to. x: (tokens, in) float32, not empty."""
+        return quantize_activation(x)
 
     def _has_kernel(self) -> bool:
         return _KERNEL and self.weight.device.type == "cpu"

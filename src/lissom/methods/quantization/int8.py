@@ -1,8 +1,10 @@
 """Store linear maps and the token table as int8 and compute with them as such.
 
-Weights: symmetric, one scale an output channel (a table: a row), by the largest magnitude. Activations: quantized
-while it runs, asymmetric, one scale a tensor, as ONNX Runtime's dynamic quantization does. No data is needed.
-Sources: Jacob et al. 2018, section 2; Zafrir et al. 2019, "Q8BERT"; operator DynamicQuantizeLinear of ONNX.
+Weights: symmetric, one scale an output channel (a table: a row), by the largest magnitude. Activations: asymmetric, one
+scale a tensor, either by the range they have while it runs (dynamic; no data is needed), or by a fixed range that is
+found on calibration texts (static); maps that read the same input share it.
+Sources: Jacob et al. 2018, section 2; Zafrir et al. 2019, "Q8BERT"; operators DynamicQuantizeLinear and QuantizeLinear
+of ONNX; `lissom.stats.ranges` for the calibrators.
 """
 
 from __future__ import annotations
@@ -14,15 +16,21 @@ from pydantic import Field
 from torch import Tensor
 
 from lissom import edits
-from lissom.anatomy import Slot, token_table
+from lissom.anatomy import Anatomy, Slot, token_table
 from lissom.edits import Editor
 from lissom.errors import LissomError
 from lissom.methods.base import Given, Method, Stage
 from lissom.nn import Int8Linear, LowRankLinear
 from lissom.nn.int8 import quantize_rows
+from lissom.stats.batches import calibration_batches
+from lissom.stats.ranges import Calibrator, find_range, histograms, same_inputs, scale_and_zero
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+LEAST = 8
+"""Texts that ranges are found on, at the least."""
+_REMEDY = "Give texts of the kind that the model is for, or choose mode: dynamic."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,14 +43,31 @@ class Int8(Method):
     source: ClassVar[str] = "Jacob et al. 2018, section 2; Zafrir et al. 2019"
 
     mode: Annotated[
-        Literal["dynamic"], Field(description="when activations are quantized: while it runs, by the range they have")
+        Literal["dynamic", "static"],
+        Field(description="by what range activations are quantized: that which they have, or one found on texts"),
     ] = "dynamic"
+    calibrator: Annotated[Calibrator, Field(description="static: how much of the range that texts show is covered")] = (
+        "percentile"
+    )
+    samples: Annotated[int, Field(ge=LEAST, le=100_000, description="static: texts that are looked at")] = 128
     embeddings: Annotated[bool, Field(description="also the token table, often half of a small model's bytes")] = True
+
+    def check(self, anatomy: Anatomy, given: Given) -> None:
+        """Raises LSM-317 when ranges are to be found and there are no texts."""
+        if self.mode == "static" and (given.data is None or given.tokenizer is None):
+            raise _no_texts()
 
     def apply(self, editor: Editor, given: Given) -> None:
         """Quantize the weights and replace the modules."""
-        slots = [one for whole in editor.anatomy().linears() for one in _plain(editor.model, whole)]
-        tensors: dict[str, Tensor] = {}
+        slots = _maps(editor)
+        tensors = self._ranges(editor, given, slots) if self.mode == "static" and slots else {}
+        self._pack(editor, slots, tensors)
+
+    def preview(self, editor: Editor, given: Given) -> None:
+        """The same structure; ranges are not looked for."""
+        self._pack(editor, _maps(editor), {})
+
+    def _pack(self, editor: Editor, slots: list[Slot], tensors: dict[str, Tensor]) -> None:
         for slot in slots:
             _quantize(slot.weight, slot.path, tensors)
         table = token_table(editor.model) if self.embeddings else None
@@ -50,7 +75,58 @@ class Int8(Method):
             _quantize(editor.model.get_submodule(table).weight, table, tensors)  # type: ignore[arg-type]
         linears = tuple(slot.path for slot in slots)
         if linears or table:
-            editor.apply(edits.Pack(linears=linears, embeddings=(table,) if table else ()), tensors)
+            static = self.mode == "static" and bool(linears)
+            editor.apply(edits.Pack(linears=linears, embeddings=(table,) if table else (), static=static), tensors)
+
+    def _ranges(self, editor: Editor, given: Given, slots: list[Slot]) -> dict[str, Tensor]:
+        """The scale and zero point of the inputs of each map, by the name of their tensors."""
+        batches = self._batches(editor, given)
+        groups = same_inputs(editor.model, slots, {name: one[:1] for name, one in batches[0].items()})
+        reached = {slot.path for group in groups for slot in group}
+        for slot in slots:
+            if slot.path not in reached:
+                raise LissomError(904, "no calibration text reaches this map", place=slot.path, remedy=_REMEDY)
+        tensors: dict[str, Tensor] = {}
+        for group, seen in zip(groups, histograms(editor.model, [one[0] for one in groups], batches), strict=True):
+            if not seen.low < seen.high:
+                cause = f"its input is {seen.low:.6g} on every calibration text"
+                raise LissomError(904, cause, place=group[0].path, remedy=_REMEDY)
+            scale, zero = scale_and_zero(*find_range(seen, self.calibrator))
+            for slot in group:
+                tensors |= {f"{slot.path}.input_scale": scale, f"{slot.path}.input_zero": zero}
+        return tensors
+
+    def _batches(self, editor: Editor, given: Given) -> list[dict[str, Tensor]]:
+        """Calibration texts. Raises LissomError LSM-317 without any, LSM-904 for too few."""
+        if given.data is None or given.tokenizer is None:
+            raise _no_texts()
+        made = list(
+            calibration_batches(
+                given.data,
+                given.tokenizer,
+                samples=self.samples,
+                max_length=given.max_length,
+                seed=given.seed,
+                device=given.device,
+            )
+        )
+        texts = sum(len(one["input_ids"]) for one in made)
+        if texts < LEAST:
+            cause = f"{texts} calibration texts are too few to find ranges on, {LEAST} is the least"
+            raise LissomError(904, cause, remedy="Give more texts, or choose mode: dynamic.")
+        config = editor.model.config
+        if config.is_encoder_decoder and editor.model.can_generate():  # its decoder reads the same text
+            made = [{**one, "decoder_input_ids": one["input_ids"]} for one in made]
+        return made
+
+
+def _no_texts() -> LissomError:
+    cause = "int8: {mode: static} finds the ranges of activations on texts"
+    return LissomError(317, cause, remedy="Give --data, or choose mode: dynamic.")
+
+
+def _maps(editor: Editor) -> list[Slot]:
+    return [one for whole in editor.anatomy().linears() for one in _plain(editor.model, whole)]
 
 
 def _plain(model: PreTrainedModel, slot: Slot) -> list[Slot]:

@@ -179,7 +179,7 @@ class _Quantizing(Acting):
         for (bits, whole), found in places.items():
             paths = {field: tuple(one) for field, one in found.items()}
             rounds = self.options.activations == "int8"
-            edit = edits.Pack(**paths) if whole else edits.PackBits(bits=bits, rounds=rounds, **paths)
+            edit = edits.Pack(**paths, static=False) if whole else edits.PackBits(bits=bits, rounds=rounds, **paths)
             own = {f"{path}.{name}" for one in paths.values() for path in one for name in ("weight", "weight_scale")}
             editor.apply(edit, {name: tensor for name, tensor in tensors.items() if name in own})
 
