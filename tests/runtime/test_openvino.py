@@ -102,7 +102,7 @@ def test_dynamic_int8_is_proved_and_its_slowness_said(tmp_path: Path) -> None:
     assert artifact.parity["unrounded_largest_difference"] < 1e-4
     assert artifact.parity["rounding_noise"] < 2
     (note,) = artifact.notes
-    assert "Export to onnx" in note
+    assert "int8: {mode: static}" in note
     assert "slowly" in note
 
 

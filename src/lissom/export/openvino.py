@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 SLOW = (
     "OpenVINO runs int8 layers whose activations are quantized while it runs slowly, often more slowly than float32. "
-    "Export to onnx, which ONNX Runtime runs fast."
+    "For OpenVINO quantize with `int8: {mode: static}`, or export to onnx."
 )
 _REMEDY = "Nothing was written. Please report the model type and these numbers."
 
