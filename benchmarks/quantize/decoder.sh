@@ -11,7 +11,7 @@ head -n 1 "$data/validation.jsonl" >"$work/calibration/validation.jsonl" # what 
 
 made=()
 for bits in 4 3; do
-  for method in ${METHODS:-rtn hqq awq gptq auto_round}; do
+  for method in ${METHODS:-rtn hqq awq gptq}; do
     name=$method-$bits
     made+=("$name")
     printf 'lissom: 1\nname: %s\nsteps:\n  - %s: {bits: %s, group: 64}\n' "$name" "$method" "$bits" >"$work/$name.yaml"
