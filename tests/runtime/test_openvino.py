@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lissom.edits import Editor
 from lissom.errors import LissomError
 from lissom.export import export
 from lissom.measure.flops import flops
 from lissom.measure.memory import peak_memory
 from lissom.measure.size import size
+from lissom.methods import Given
+from lissom.methods.quantization.rtn import Rtn
 from lissom.runtime import OnnxRunner, TorchRunner, open_runner
 from tests import tiny
 from tests.export.made import classifier, packed
@@ -104,6 +107,19 @@ def test_dynamic_int8_is_proved_and_its_slowness_said(tmp_path: Path) -> None:
     (note,) = artifact.notes
     assert "int8: {mode: static}" in note
     assert "slowly" in note
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+def test_groups_of_few_bits_stay_in_four_bits(bits: int, tmp_path: Path) -> None:
+    model = classifier()
+    editor = Editor(model)
+    Rtn(bits=bits, group=16).apply(editor, Given())
+    whole = export(classifier(), "openvino", tmp_path / "whole", tokenizer=made.tokenizer())
+    artifact = export(editor.model, "openvino", tmp_path / "out", tokenizer=made.tokenizer())
+    assert artifact.parity["largest_difference"] < 1e-4
+    sizes = [(one.folder / "openvino" / "openvino_model.bin").stat().st_size for one in (whole, artifact)]
+    maps = sum(slot.weight.numel() for slot in editor.anatomy().linears())
+    assert sizes[0] - sizes[1] > 2 * maps  # of 4 bytes a weight, half a byte and what a group costs stay
 
 
 def test_float_models_carry_no_note(exported: Path) -> None:

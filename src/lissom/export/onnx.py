@@ -91,7 +91,7 @@ def write(
     ship: makes of the ONNX file what another engine reads, and that is proved instead.
     Raises LissomError LSM-741 to 743 for a model that does not become a graph, LSM-911 to 913 when the check fails.
     """
-    work, notes = _plain_copy(model, blocks=ship is None)
+    work, notes = _plain_copy(model)
     forward = Forward(work, _inputs(work, tokenizer))
     samples = parity.samples(work, forward.inputs)
     with torch.inference_mode():
@@ -113,11 +113,8 @@ def write(
     return {**about, "notes": notes} if notes else about
 
 
-def _plain_copy(model: PreTrainedModel, *, blocks: bool) -> tuple[PreTrainedModel, tuple[str, ...]]:
-    """A float32 copy on the CPU, in eval mode, and notes on it. Raises LissomError for what cannot become one graph.
-
-    blocks: whether layers of few bits in groups stay so; else they become float32.
-    """
+def _plain_copy(model: PreTrainedModel) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """A float32 copy on the CPU, in eval mode, and notes on it. Raises LissomError for what cannot become one graph."""
     if model.config.is_encoder_decoder and model.can_generate():
         raise LissomError(
             741,
@@ -126,7 +123,7 @@ def _plain_copy(model: PreTrainedModel, *, blocks: bool) -> tuple[PreTrainedMode
         )
     _check_size(model)
     made: PreTrainedModel = copy.deepcopy(model).train(False)
-    notes = to_blocks(made) if blocks else ()
+    notes = to_blocks(made)
     unpack(made)
     _check_size(made)
     return nn.Module.to(made, "cpu", torch.float32), notes

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lissom.errors import LissomError
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lissom.anatomy import Anatomy
@@ -67,6 +68,25 @@ class Given:
     max_length: int = 128
     work: Path = Path()
     report: Callable[[str, float], None] = _silent
+
+    def calibration(self, samples: int, *, labelled: bool = False) -> Iterator[dict[str, Tensor]]:
+        """Batches of at most `samples` texts on the device, see `lissom.stats.batches.calibration_batches`.
+
+        Raises LissomError LSM-317 without data or a tokenizer.
+        """
+        from lissom.stats.batches import calibration_batches
+
+        if self.data is None or self.tokenizer is None:
+            raise LissomError(317, "needs texts to look at", remedy="Give --data.")
+        return calibration_batches(
+            self.data,
+            self.tokenizer,
+            samples=samples,
+            max_length=self.max_length,
+            seed=self.seed,
+            device=self.device,
+            labelled=labelled,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

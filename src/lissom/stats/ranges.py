@@ -169,12 +169,8 @@ def histograms(model: nn.Module, slots: Sequence[Slot], batches: Iterable[Mappin
     Raises LissomError LSM-901 when an input holds NaN or infinity, naming the map.
     """
     found = [Histogram() for _ in slots]
-    real: list[Tensor] = []
 
-    def note(place: int, x: Tensor) -> None:
-        values = x.detach().float()
-        if real and values.shape[:-1] == real[-1].shape:
-            values = values[real[-1].to(values.device)]
+    def note(place: int, values: Tensor) -> None:
         try:
             found[place].add(values)
         except ValueError as error:
@@ -182,14 +178,54 @@ def histograms(model: nn.Module, slots: Sequence[Slot], batches: Iterable[Mappin
             remedy = "Check the weights; float16 may need float32."
             raise LissomError(901, cause, place=slots[place].path, remedy=remedy) from error
 
+    _run_on_tokens(model, slots, batches, note)
+    return found
+
+
+def largest_inputs(
+    model: nn.Module, slots: Sequence[Slot], batches: Iterable[Mapping[str, Tensor]]
+) -> list[Tensor | None]:
+    """The largest magnitude of each input of each slot, (in,) float32, over all tokens that are not padding.
+
+    None for a slot that no text reaches. Raises LissomError LSM-901 when an input holds NaN or infinity.
+    """
+    found: list[Tensor | None] = [None] * len(slots)
+
+    def note(place: int, values: Tensor) -> None:
+        top = values.abs().amax(0)
+        if not bool(torch.isfinite(top).all()):
+            cause = "an input holds NaN or infinity on a calibration text"
+            raise LissomError(901, cause, place=slots[place].path)
+        before = found[place]
+        found[place] = top if before is None else torch.maximum(before, top)
+
+    _run_on_tokens(model, slots, batches, note)
+    return found
+
+
+def _run_on_tokens(
+    model: nn.Module,
+    slots: Sequence[Slot],
+    batches: Iterable[Mapping[str, Tensor]],
+    note: Callable[[int, Tensor], None],
+) -> None:
+    """As `_run`; gives `note` the real tokens, (tokens, in) float32, where there are any."""
+    real: list[Tensor] = []
+
+    def masked(place: int, x: Tensor) -> None:
+        values = x.detach().float()
+        if real and values.shape[:-1] == real[-1].shape:
+            values = values[real[-1].to(values.device)]
+        if values.numel():
+            note(place, values.reshape(-1, values.shape[-1]))
+
     def noting() -> Iterable[Mapping[str, Tensor]]:
         for batch in batches:
             if "attention_mask" in batch:
                 real[:] = [batch["attention_mask"].bool()]
             yield batch
 
-    _run(model, slots, noting(), note)
-    return found
+    _run(model, slots, noting(), masked)
 
 
 def _run(

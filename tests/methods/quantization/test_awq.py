@@ -94,7 +94,7 @@ def test_eight_bits_leave_the_model_as_it_was_and_are_saved(kind, tmp_path):
 
 
 def test_refusals():
-    with pytest.raises(LissomError, match=r"LSM-317 awq measures the inputs of linear maps on texts. Give --data"):
+    with pytest.raises(LissomError, match=r"LSM-317 needs texts to look at. Give --data"):
         Awq().apply(Editor(tiny.model("bert")), Given())
     editor = Editor(tiny.model("llama"))
     with torch.no_grad():

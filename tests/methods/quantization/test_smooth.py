@@ -49,5 +49,13 @@ def test_a_large_channel_is_evened_out():
 
 
 def test_it_needs_texts():
-    with pytest.raises(LissomError, match="smooth measures inputs on texts"):
-        Smooth().check(Editor(tiny.model("bert")).anatomy(), Given())
+    with pytest.raises(LissomError, match=r"LSM-317 needs texts to look at\. Give --data"):
+        Smooth().apply(Editor(tiny.model("bert")), Given())
+
+
+def test_inputs_that_are_not_finite_are_refused():
+    model = tiny.model("llama", "AutoModelForSequenceClassification")
+    with torch.no_grad():
+        model.model.layers[1].input_layernorm.weight[0] = torch.inf
+    with pytest.raises(LissomError, match=r"LSM-901 model\.layers\.1\..*an input holds NaN or infinity"):
+        Smooth().apply(Editor(model), given())

@@ -69,8 +69,8 @@ def test_factors_are_packed_and_twice_is_once(tmp_path):
 
 def test_what_cannot_be_calibrated_is_refused():
     editor = Editor(model())
-    with pytest.raises(LissomError, match=r"LSM-317 .*looks for outlying inputs on texts.*Give --data"):
-        SplitInt8().check(editor.anatomy(), Given())
+    with pytest.raises(LissomError, match=r"LSM-317 needs texts to look at. Give --data"):
+        SplitInt8().apply(editor, Given())
     with torch.no_grad():
         editor.model.bert.embeddings.LayerNorm.weight[0] = torch.nan
     with pytest.raises(LissomError, match=r"LSM-901 .*layer\.0\.attention\..*: an input holds NaN"):

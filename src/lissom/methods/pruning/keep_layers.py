@@ -72,18 +72,9 @@ class KeepLayers(Method):
         return edits.chosen(self.by, count, layers)
 
     def _most_important(self, editor: Editor, stack: Stack, given: Given) -> tuple[int, ...]:
-        from lissom.stats.batches import calibration_batches
         from lissom.stats.importance import block_influence
 
         if given.data is None or given.tokenizer is None:
             raise LissomError(317, "by: importance looks at texts", remedy="Give --data.")
-        batches = calibration_batches(
-            given.data,
-            given.tokenizer,
-            samples=self.samples,
-            max_length=given.max_length,
-            seed=given.seed,
-            device=given.device,
-        )
-        influence = block_influence(editor.model, stack, batches)
+        influence = block_influence(editor.model, stack, given.calibration(self.samples))
         return tuple(sorted(influence.topk(edits.how_many(cast("float", self.keep), len(influence))).indices.tolist()))

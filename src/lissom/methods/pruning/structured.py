@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from lissom.anatomy import Anatomy, Slot
-from lissom.data import Data
 from lissom.edits import Editor
 from lissom.errors import LissomError
 from lissom.methods.base import Given, Method, Stage, check_gradients
-from lissom.stats.batches import calibration_batches
 from lissom.stats.importance import first_order
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +35,7 @@ class StructuredPruning(Method):
     def check(self, anatomy: Anatomy, given: Given) -> None:
         """Raises LSM-317 when first-order importance has no labelled data, LSM-713 for int8 layers."""
         if self.by == "first-order":
-            labelled(given)
+            check_labelled(given)
             check_gradients(anatomy)
 
 
@@ -72,21 +67,10 @@ def first_order_scores(
     editor: Editor, given: Given, slots: dict[str, tuple[Slot, int]], samples: int
 ) -> dict[str, Tensor]:
     """First-order importance of the units that go into `slots`, on training texts."""
-    data, tokenizer = labelled(given)
-    batches = calibration_batches(
-        data,
-        tokenizer,
-        samples=samples,
-        max_length=given.max_length,
-        seed=given.seed,
-        device=given.device,
-        labelled=True,
-    )
-    return first_order(editor.model, slots, batches)
+    return first_order(editor.model, slots, given.calibration(samples, labelled=True))
 
 
-def labelled(given: Given) -> tuple[Data, PreTrainedTokenizerBase]:
-    """The data and the tokenizer that first-order importance needs. Raises LSM-317 when one is missing."""
+def check_labelled(given: Given) -> None:
+    """Raise LSM-317 when the data or the tokenizer that first-order importance needs is missing."""
     if given.data is None or given.tokenizer is None:
         raise LissomError(317, "by: first-order needs labelled texts", remedy="Give --data, or choose by: magnitude.")
-    return given.data, given.tokenizer

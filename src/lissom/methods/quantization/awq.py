@@ -6,7 +6,7 @@ part of the output. Errors are Σ e H eᵀ over the rows e of a map's change, H 
 m is the root mean square of the channel (the paper: the mean magnitude), and s is scaled to √(max s · min s) = 1.
 
 The factors go into what feeds the maps, where that is exact (`lissom.stats.folding`); elsewhere only ends are drawn in,
-which queries and keys are spared.
+which queries and keys are spared where they are maps of their own.
 Source: Lin et al. 2024, "AWQ", section 3.2 and equation 5; the search for ends is that of the authors' code.
 """
 

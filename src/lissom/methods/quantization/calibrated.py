@@ -15,8 +15,8 @@ from lissom.edits import Editor
 from lissom.errors import LissomError
 from lissom.methods.base import Given, Need
 from lissom.methods.quantization.groups import Groups, Stored
+from lissom.methods.quantization.maps import unpacked_maps
 from lissom.nn.grouped import restore
-from lissom.stats.batches import calibration_batches
 from lissom.stats.blocks import walk
 from lissom.stats.hessian import Hessians
 
@@ -31,12 +31,6 @@ class Calibrated(Groups):
         int, Field(ge=1, le=100_000, description="texts, or blocks of running text, to calibrate on")
     ] = 128
 
-    def check(self, anatomy: Anatomy, given: Given) -> None:
-        """Raises LSM-317 when there is nothing to calibrate on."""
-        if given.data is None or given.tokenizer is None:
-            cause = f"{self.name} measures the inputs of linear maps on texts"
-            raise LissomError(317, cause, remedy="Give --data.")
-
     @abstractmethod
     def chosen(self, slots: list[Slot], hessians: dict[str, Tensor], anatomy: Anatomy) -> dict[str, Stored]:
         """Codes, scales and zero points for the maps of one block that texts reach, and whose weights may be scaled.
@@ -46,20 +40,10 @@ class Calibrated(Groups):
 
     def apply(self, editor: Editor, given: Given) -> None:
         """Choose codes block by block, then pack."""
-        anatomy, maps = editor.anatomy(), self.maps(editor)
-        self.check(anatomy, given)
-        if given.data is None or given.tokenizer is None or not maps:
+        maps, batches = unpacked_maps(editor), list(given.calibration(self.samples))
+        if not maps:
             return
-        batches = list(
-            calibration_batches(
-                given.data,
-                given.tokenizer,
-                samples=self.samples,
-                max_length=given.max_length,
-                seed=given.seed,
-                device=given.device,
-            )
-        )
+        anatomy = editor.anatomy()
         stored: dict[str, Stored] = {}
         for step in walk(anatomy, batches):
             given.report(step.block.path, len(stored) / len(maps))

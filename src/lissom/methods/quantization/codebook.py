@@ -11,22 +11,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from lissom import edits
-from lissom.anatomy import Slot, token_table
+from lissom.anatomy import token_table
 from lissom.edits import Editor
 from lissom.errors import LissomError
 from lissom.methods.base import Given, Method, Stage
-from lissom.nn import Int8Linear, LowRankLinear
+from lissom.methods.quantization.maps import unpacked_maps
 from lissom.nn.palette import pack_indices
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 _MOST = 0.05  # outliers: 8 bytes each, so that more of them eat up what the table saves
 
@@ -63,8 +60,7 @@ class Codebook(Method):
 
     def _weights(self, editor: Editor) -> dict[str, Tensor]:
         """Path -> weight (rows, columns) of all that is to be stored."""
-        slots = [one for whole in editor.anatomy().linears() for one in _plain(editor.model, whole)]
-        found = {slot.path: slot.weight.detach() for slot in slots}
+        found = {slot.path: slot.weight.detach() for slot in unpacked_maps(editor)}
         table = token_table(editor.model) if self.embeddings else None
         if table is not None:
             found[table] = editor.model.get_submodule(table).weight.detach()  # type: ignore[operator]
@@ -161,11 +157,3 @@ def _l1(found: Tensor, ordered: Tensor, sums: Tensor) -> float:
     below = found * (middle - low) - (sums[middle] - sums[low])
     above = sums[high] - sums[middle] - found * (high - middle)
     return float((below + above).sum())
-
-
-def _plain(model: PreTrainedModel, slot: Slot) -> list[Slot]:
-    """The maps to store: the slot itself, its two factors where it is of low rank, nothing where it is packed."""
-    parts = [slot]
-    if isinstance(slot.module, LowRankLinear):
-        parts = [Slot(model, f"{slot.path}.{name}") for name in ("down", "up")]
-    return [part for part in parts if not isinstance(part.module, Int8Linear)]

@@ -10,11 +10,10 @@ from pydantic import Field
 from torch import Tensor
 
 from lissom import edits
-from lissom.anatomy import Slot
 from lissom.edits import Editor
 from lissom.errors import LissomError
 from lissom.methods.base import Given, Method, Stage
-from lissom.nn import Int8Linear, LowRankLinear
+from lissom.methods.quantization.maps import unpacked_maps
 from lissom.nn.grouped import grid, round_to
 from lissom.nn.palette import pack_indices
 
@@ -47,15 +46,6 @@ class Groups(Method):
         Field(ge=8, le=4096, description="columns that share a scale and a zero point; the last group may be shorter"),
     ] = 64
 
-    def maps(self, editor: Editor) -> list[Slot]:
-        """Every linear map of the blocks that is not packed; the two factors of one of low rank."""
-        found = []
-        for slot in editor.anatomy().linears():
-            thin = isinstance(slot.module, LowRankLinear)
-            paths = [f"{slot.path}.{name}" for name in ("down", "up")] if thin else [slot.path]
-            found += [Slot(editor.model, path) for path in paths]
-        return [slot for slot in found if not isinstance(slot.module, Int8Linear)]
-
     def rounded(self, weight: Tensor, path: str) -> Stored:
         """The nearest codes on the grid from smallest to largest. Raises LissomError LSM-901 for NaN and infinity."""
         try:
@@ -75,4 +65,4 @@ class Groups(Method):
 
     def preview(self, editor: Editor, given: Given) -> None:
         """The same structure, rounded to the nearest."""
-        self.pack(editor, {slot.path: self.rounded(slot.weight, slot.path) for slot in self.maps(editor)})
+        self.pack(editor, {slot.path: self.rounded(slot.weight, slot.path) for slot in unpacked_maps(editor)})

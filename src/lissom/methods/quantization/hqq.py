@@ -24,6 +24,7 @@ from lissom.edits import Editor
 from lissom.errors import LissomError
 from lissom.methods.base import Given
 from lissom.methods.quantization.groups import Groups, Stored
+from lissom.methods.quantization.maps import unpacked_maps
 from lissom.nn.grouped import grid, groups_of, restore, round_to, spread
 
 _BETA, _GROWTH = 10.0, 1.01  # as published
@@ -43,7 +44,7 @@ class Hqq(Groups):
 
     def apply(self, editor: Editor, given: Given) -> None:
         """Find the zero points, round and pack every map of the blocks."""
-        maps = self.maps(editor)
+        maps = unpacked_maps(editor)
         stored = {}
         for done, slot in enumerate(maps):
             given.report(slot.path, done / len(maps))

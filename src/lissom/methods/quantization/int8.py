@@ -10,7 +10,7 @@ of ONNX; `lissom.stats.ranges` for the calibrators.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -20,13 +20,9 @@ from lissom.anatomy import Anatomy, Slot, token_table
 from lissom.edits import Editor
 from lissom.errors import LissomError
 from lissom.methods.base import Given, Method, Stage
-from lissom.nn import Int8Linear, LowRankLinear
+from lissom.methods.quantization.maps import unpacked_maps
 from lissom.nn.int8 import quantize_rows
-from lissom.stats.batches import calibration_batches
 from lissom.stats.ranges import Calibrator, find_range, histograms, same_inputs, scale_and_zero
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 LEAST = 8
 """Texts that ranges are found on, at the least."""
@@ -55,17 +51,18 @@ class Int8(Method):
     def check(self, anatomy: Anatomy, given: Given) -> None:
         """Raises LSM-317 when ranges are to be found and there are no texts."""
         if self.mode == "static" and (given.data is None or given.tokenizer is None):
-            raise _no_texts()
+            cause = "int8: {mode: static} finds the ranges of activations on texts"
+            raise LissomError(317, cause, remedy="Give --data, or choose mode: dynamic.")
 
     def apply(self, editor: Editor, given: Given) -> None:
         """Quantize the weights and replace the modules."""
-        slots = _maps(editor)
+        slots = unpacked_maps(editor)
         tensors = self._ranges(editor, given, slots) if self.mode == "static" and slots else {}
         self._pack(editor, slots, tensors)
 
     def preview(self, editor: Editor, given: Given) -> None:
         """The same structure; ranges are not looked for."""
-        self._pack(editor, _maps(editor), {})
+        self._pack(editor, unpacked_maps(editor), {})
 
     def _pack(self, editor: Editor, slots: list[Slot], tensors: dict[str, Tensor]) -> None:
         for slot in slots:
@@ -98,18 +95,7 @@ class Int8(Method):
 
     def _batches(self, editor: Editor, given: Given) -> list[dict[str, Tensor]]:
         """Calibration texts. Raises LissomError LSM-317 without any, LSM-904 for too few."""
-        if given.data is None or given.tokenizer is None:
-            raise _no_texts()
-        made = list(
-            calibration_batches(
-                given.data,
-                given.tokenizer,
-                samples=self.samples,
-                max_length=given.max_length,
-                seed=given.seed,
-                device=given.device,
-            )
-        )
+        made = list(given.calibration(self.samples))
         texts = sum(len(one["input_ids"]) for one in made)
         if texts < LEAST:
             cause = f"{texts} calibration texts are too few to find ranges on, {LEAST} is the least"
@@ -118,26 +104,6 @@ class Int8(Method):
         if config.is_encoder_decoder and editor.model.can_generate():  # its decoder reads the same text
             made = [{**one, "decoder_input_ids": one["input_ids"]} for one in made]
         return made
-
-
-def _no_texts() -> LissomError:
-    cause = "int8: {mode: static} finds the ranges of activations on texts"
-    return LissomError(317, cause, remedy="Give --data, or choose mode: dynamic.")
-
-
-def _maps(editor: Editor) -> list[Slot]:
-    return [one for whole in editor.anatomy().linears() for one in _plain(editor.model, whole)]
-
-
-def _plain(model: PreTrainedModel, slot: Slot) -> list[Slot]:
-    """The maps to pack: the slot itself, its two factors where it is of low rank, nothing where it is packed."""
-    module = slot.module
-    if isinstance(module, Int8Linear):
-        return []
-    if isinstance(module, LowRankLinear):
-        parts = [Slot(model, f"{slot.path}.{name}") for name in ("down", "up")]
-        return [part for part in parts if not isinstance(part.module, Int8Linear)]
-    return [slot]
 
 
 def _quantize(weight: Tensor, path: str, tensors: dict[str, Tensor]) -> None:

@@ -14,12 +14,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lissom.anatomy import Anatomy
 from lissom.edits import Editor
-from lissom.errors import LissomError
 from lissom.methods.base import Given, Method, Need, Stage
-from lissom.stats.batches import calibration_batches
 from lissom.stats.folding import Feed, feeders, fold
+from lissom.stats.ranges import largest_inputs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,15 +35,11 @@ class Smooth(Method):
     ] = 0.5
     samples: Annotated[int, Field(ge=1, le=100_000, description="texts on which the inputs are measured")] = 128
 
-    def check(self, anatomy: Anatomy, given: Given) -> None:
-        """Raises LSM-317 when there is nothing to calibrate on."""
-        if given.data is None or given.tokenizer is None:
-            raise LissomError(317, "smooth measures inputs on texts", remedy="Give --data.")
-
     def apply(self, editor: Editor, given: Given) -> dict[str, Any]:
         """Measure the inputs of all places, then move the factors. Says how many places there were."""
         feeds = feeders(editor.anatomy())
-        largest = self._largest(editor, given, feeds)
+        readers = [feed.slots[0] for feed in feeds]
+        largest = largest_inputs(editor.model, readers, given.calibration(self.samples))
         done = 0
         for feed, top in zip(feeds, largest, strict=True):
             if top is not None:
@@ -62,42 +56,6 @@ class Smooth(Method):
         x, w = _by_channel(feed, top), _by_channel(feed, weights)
         factors = x.pow(self.alpha) / w.clamp_min(1e-5).pow(1 - self.alpha)
         return torch.where((x > 0) & (w > 0), factors.clamp_min(1e-5), torch.ones_like(x))
-
-    def _largest(self, editor: Editor, given: Given, feeds: list[Feed]) -> list[Tensor | None]:
-        """The largest magnitude of each input, (in,), over all tokens that are not padding; None where none arrived."""
-        found: list[Tensor | None] = [None] * len(feeds)
-        kept = torch.ones(1, 1, dtype=torch.bool)
-
-        def note(place: int, x: Tensor) -> None:
-            now = x.detach().float().abs()
-            now = now[kept] if now.shape[:-1] == kept.shape else now.reshape(-1, now.shape[-1])
-            top = now.amax(0)
-            if not bool(torch.isfinite(top).all()):
-                cause = "an input holds NaN or infinity on a calibration text"
-                raise LissomError(901, cause, place=feeds[place].slots[0].path)
-            before = found[place]
-            found[place] = top if before is None else torch.maximum(before, top)
-
-        if given.data is None or given.tokenizer is None:
-            self.check(editor.anatomy(), given)
-            return found
-        hooks = [feed.slots[0].watch(lambda x, _, i=i: note(i, x)) for i, feed in enumerate(feeds)]  # type: ignore[misc]
-        try:
-            with torch.no_grad():
-                for batch in calibration_batches(
-                    given.data,
-                    given.tokenizer,
-                    samples=self.samples,
-                    max_length=given.max_length,
-                    seed=given.seed,
-                    device=given.device,
-                ):
-                    kept = batch["attention_mask"].bool()
-                    editor.model(**batch)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return found
 
 
 def _by_channel(feed: Feed, values: Tensor) -> Tensor:

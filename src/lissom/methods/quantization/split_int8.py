@@ -16,13 +16,12 @@ from pydantic import Field
 from torch import Tensor
 
 from lissom import edits
-from lissom.anatomy import Anatomy, Slot
 from lissom.edits import Editor
 from lissom.errors import LissomError
 from lissom.methods.base import Given, Method, Need, Stage
-from lissom.nn import Int8Linear, LowRankLinear
+from lissom.methods.quantization.maps import unpacked_maps
 from lissom.nn.split import split
-from lissom.stats.batches import calibration_batches
+from lissom.stats.ranges import largest_inputs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,69 +39,24 @@ class SplitInt8(Method):
     ] = 6.0
     samples: Annotated[int, Field(ge=1, le=100_000, description="texts on which columns are looked for")] = 128
 
-    def check(self, anatomy: Anatomy, given: Given) -> None:
-        """Raises LSM-317 when there is nothing to calibrate on."""
-        if given.data is None or given.tokenizer is None:
-            raise LissomError(317, "split_int8 looks for outlying inputs on texts", remedy="Give --data.")
-
     def apply(self, editor: Editor, given: Given) -> None:
         """Run the texts, then pack."""
-        maps = _maps(editor)
-        largest = self._largest(editor, given, maps)
+        maps = unpacked_maps(editor)
+        largest = largest_inputs(editor.model, maps, given.calibration(self.samples))
         tensors: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
-        for path, slot in maps.items():
-            weight = slot.weight.detach().float()
+        for slot, top in zip(maps, largest, strict=True):
+            path, weight = slot.path, slot.weight.detach().float()
             if not bool(torch.isfinite(weight).all()):
                 raise LissomError(901, "the weight holds NaN or infinity and cannot be quantized", place=path)
-            columns = (largest[path] >= self.threshold).nonzero().flatten() if path in largest else torch.tensor([])
+            reached = weight.new_zeros(weight.shape[1]) if top is None else top
+            columns = (reached >= self.threshold).nonzero().flatten()
             counts[path] = len(columns)
-            tensors |= {f"{path}.{name}": one for name, one in split(weight, columns.long().to(weight.device)).items()}
+            tensors |= {f"{path}.{name}": one for name, one in split(weight, columns).items()}
         if counts:
             editor.apply(edits.PackSplit(columns=counts), tensors)
 
     def preview(self, editor: Editor, given: Given) -> None:
         """The same structure, as if no input were outlying."""
-        if maps := _maps(editor):
-            editor.apply(edits.PackSplit(columns=dict.fromkeys(maps, 0)))
-
-    def _largest(self, editor: Editor, given: Given, maps: dict[str, Slot]) -> dict[str, Tensor]:
-        """Path -> the largest magnitude of each input, (in,), over all tokens; none of a map that no text reaches."""
-        found: dict[str, Tensor] = {}
-
-        def note(path: str, x: Tensor) -> None:
-            now = x.detach().float().abs().reshape(-1, x.shape[-1])
-            if not bool(torch.isfinite(now).all()):
-                raise LissomError(901, "an input holds NaN or infinity on a calibration text", place=path)
-            top = now.amax(0) if len(now) else now.new_zeros(x.shape[-1])
-            found[path] = torch.maximum(found[path], top) if path in found else top
-
-        if given.data is None or given.tokenizer is None:
-            self.check(editor.anatomy(), given)
-            return found
-        hooks = [slot.watch(lambda x, _, path=path: note(path, x)) for path, slot in maps.items()]  # type: ignore[misc]
-        try:
-            with torch.no_grad():
-                for batch in calibration_batches(
-                    given.data,
-                    given.tokenizer,
-                    samples=self.samples,
-                    max_length=given.max_length,
-                    seed=given.seed,
-                    device=given.device,
-                ):
-                    editor.model(**batch)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return found
-
-
-def _maps(editor: Editor) -> dict[str, Slot]:
-    """Path -> each map to pack: of a low-rank one its two factors, none that is packed."""
-    found: dict[str, Slot] = {}
-    for slot in editor.anatomy().linears():
-        thin = isinstance(slot.module, LowRankLinear)
-        parts = [Slot(editor.model, f"{slot.path}.{name}") for name in ("down", "up")] if thin else [slot]
-        found |= {part.path: part for part in parts if not isinstance(part.module, Int8Linear)}
-    return found
+        if maps := unpacked_maps(editor):
+            editor.apply(edits.PackSplit(columns={slot.path: 0 for slot in maps}))
