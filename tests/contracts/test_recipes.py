@@ -37,6 +37,8 @@ READY = [entry["id"] for entry in catalogue() if entry["status"] == "ready"]
 GENERATE = {"sequence-kd", "gkd", "imitkd", "minillm", "distillm"}
 """For models that go on with a text."""
 ENCODERS_ONLY = {"mixkd"}
+ENCODER_DECODERS = {"dq-bart"}
+"""For models that have both."""
 NEW_STUDENT = {"well-read-students"}
 """Recipes that cut nothing: the student is another model, and the original is given as its teacher."""
 LOSES = {"movement", "magnitude", "l0", "fake_quant", "replace_modules", "layer_drop", "sub_networks"}
@@ -50,12 +52,16 @@ TURNS = {
     "minillm": "the student writes other texts each time",
 }
 """Recipes whose loss is not the same one at the end."""
+DEPTHS = {
+    "bart": {"encoder_layers": 4, "decoder_layers": 4},
+    "t5": {"num_layers": 4, "num_decoder_layers": 4},
+}
 STEPS = 60
 SPLITS = {"train": 96, "validation": 12, "test": 12}
 CASES = [
     (name, variant)
     for name in READY
-    for variant in ("bert", "llama")
+    for variant in (("bart", "t5") if name in ENCODER_DECODERS else ("bert", "llama"))
     if not (variant == "bert" and name in GENERATE) and not (variant == "llama" and name in ENCODERS_ONLY)
 ]
 
@@ -83,7 +89,7 @@ def original(variant: str, generate: bool) -> PreTrainedModel:
     """A tiny model that knows the task."""
     torch.set_num_threads(1)
     head = "AutoModelForCausalLM" if generate else "AutoModelForSequenceClassification"
-    model = tiny.model(variant, head, num_hidden_layers=6)
+    model = tiny.model(variant, head, **DEPTHS.get(variant, {"num_hidden_layers": 6}))
     with tempfile.TemporaryDirectory() as work:
         trained, _ = finetune(
             model,
@@ -161,15 +167,21 @@ def test_every_step_leaves_the_structure_that_it_promises(name: str, variant: st
         assert not dissect(result.model).stacks
         assert any(isinstance(one, torch.nn.LSTM) for one in result.model.modules())
         return
-    before, after = dissect(model).stacks[0], dissect(result.model).stacks[0]
     for step in result.recipe.steps:
         options = plain(step)
+        before, after = (stack_of(one, options.get("stack", "")) for one in (model, result.model))
         if step.name == "tune":
             for one in options["while"]:
                 ((what, how),) = one.items()
                 PROMISES.get(what, nothing)(how, before, after, result)
         else:
             PROMISES[step.name](options, before, after, result)
+
+
+def stack_of(model: PreTrainedModel, name: str) -> Stack:
+    """The one called so, or else the first."""
+    anatomy = dissect(model)
+    return anatomy.stack(name) if name else anatomy.stacks[0]
 
 
 def nothing(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:

@@ -102,10 +102,14 @@ def test_a_tokenizer_that_is_missing(tmp_path):
         Tune().check(dissect(student()), given(tmp_path, tokenizer=None))
 
 
-def test_hidden_states_of_two_stacks_are_refused(tmp_path):
+def test_what_compares_one_row_of_layers_is_refused_for_two_stacks(tmp_path):
     model = tiny.model("bart", HEAD, num_labels=2)
-    with pytest.raises(LissomError, match=r"LSM-715 learn: hidden compares one row of layers, and bart has"):
-        Tune(learn={"hidden": {}}).check(dissect(model), given(tmp_path, teacher=model))
+    with pytest.raises(LissomError, match=r"LSM-715 learn: relations compares one row of layers, and bart has"):
+        Tune(learn={"relations": {}}).check(dissect(model), given(tmp_path, teacher=model))
+    with pytest.raises(LissomError, match=r"LSM-715 attention\.of: scores are those of one row .* Use of: maps\."):
+        Tune(learn={"attention": {}}).check(dissect(model), given(tmp_path, teacher=model))
+    learn = {"hidden": {}, "attention": {"of": "maps"}}
+    Tune(learn=learn).check(dissect(model), given(tmp_path, teacher=model))
 
 
 def test_it_learns_the_task_without_a_teacher(tmp_path):

@@ -7,6 +7,7 @@ import torch
 
 from lissom.train.run import train
 from tests import tiny
+from tests.train.during import families
 from tests.train.tiny_rows import rows
 
 HEAD = "AutoModelForSequenceClassification"
@@ -21,7 +22,8 @@ def learned(work, student, teacher, objective, *, kind="classification"):
     def report(phrase, fraction):
         values.append(float(re.search(r"loss ([\d.e+-]+)", phrase)[1]))
 
-    train(student, rows(kind, count=16), {objective.name: objective}, teachers=[teacher], report=report, **options)
+    made = families.rows if student.config.is_encoder_decoder else rows
+    train(student, made(kind=kind, count=16), {objective.name: objective}, teachers=[teacher], report=report, **options)
     return values
 
 

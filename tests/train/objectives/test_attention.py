@@ -190,3 +190,22 @@ def test_heads_of_both_are_checked_before_training(tmp_path):
         LissomError, match=r"LSM-319 attention\.heads: student layer 1 has 2 heads, teacher layer 1 has 4"
     ):
         train(student, rows(), {"attention": Attention()}, teachers=[teacher], work=tmp_path)
+
+
+def test_an_encoder_decoder_has_three_rows_of_maps_by_hand():
+    one, other = [[[1.0, 0.0, 0.0]] * 3], [[[0.0, 1.0, 0.0]] * 3]
+
+    def maps(**rows):
+        made = {f"{name}_attentions": looked(*layers)["attentions"] for name, layers in rows.items()}
+        return {"encoder_last_hidden_state": torch.zeros(1), **made}
+
+    student = maps(encoder=[one], decoder=[other], cross=[other])
+    teacher = maps(encoder=[other, one], decoder=[one, other], cross=[other, one])
+    assert loss(Attention(of="maps"), answers(student, teacher)) == pytest.approx((0 + 0 + 1) / 3)
+
+
+@pytest.mark.parametrize("family", ["bart", "t5"])
+def test_encoder_decoders_learn_where_all_heads_look(tmp_path, family):
+    student, teacher = tiny.model(family, HEAD), tiny.model(family, HEAD, seed=1)
+    values = learned(tmp_path, student, teacher, Attention(of="maps"))
+    assert values[-1] < 0.9 * values[0]

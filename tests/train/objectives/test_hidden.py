@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.utils.generic import ModelOutput
 
 from lissom.errors import LissomError
 from lissom.train.objectives import Answers
@@ -233,3 +234,26 @@ def test_every_map_brings_a_narrow_and_shallow_student_nearer(tmp_path, family, 
 )
 def test_an_interrupted_run_continues_to_the_same_bytes(tmp_path, objective):
     assert resumes(tmp_path, objective)
+
+
+def test_an_encoder_decoder_has_two_rows_of_states_by_hand():
+    def output(encoder, decoder):
+        return ModelOutput(
+            encoder_last_hidden_state=torch.zeros(1),
+            encoder_hidden_states=tuple(torch.full((1, 2, 1), one) for one in encoder),
+            decoder_hidden_states=tuple(torch.full((1, 2, 1), one) for one in decoder),
+        )
+
+    mask = torch.ones(1, 2, dtype=torch.int64)
+    inputs = {"input_ids": mask, "attention_mask": mask}
+    student, teacher = output([0.0, 1.0], [0.0, 2.0]), output([0.0, 9.0, 2.0], [2.0, 2.0])
+    both = Answers(inputs=inputs, student=student, teacher=teacher)
+    assert Hidden().value(both, Hidden().begin(both)).item() == pytest.approx(((0 + 1) / 2 + (4 + 0) / 2) / 2)
+
+
+@pytest.mark.parametrize("family", ["bart", "t5"])
+def test_encoder_decoders_learn_in_another_width(tmp_path, family):
+    width = {"d_model": 16}
+    student, teacher = tiny.model(family, HEAD, **width), tiny.model(family, HEAD, seed=1)
+    values = learned(tmp_path, student, teacher, Hidden())
+    assert values[-1] < 0.9 * values[0]

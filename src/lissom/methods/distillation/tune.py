@@ -114,9 +114,9 @@ class Tune(Method):
             if objective.teacher and given.teacher is None:
                 cause = f"{name} learns from a teacher, and there is none"
                 raise LissomError(317, cause, place="learn", remedy="Give one, or learn only the task.")
-            if objective.reads and len(anatomy.stacks) > 1:
+            if objective.reads and not objective.two_stacks and len(anatomy.stacks) > 1:
                 cause = f"{name} compares one row of layers, and {anatomy.family} has an encoder and a decoder"
-                raise LissomError(715, cause, place="learn", remedy="Use logits.")
+                raise LissomError(715, cause, place="learn", remedy="Use logits, hidden or attention.")
             objective.check(anatomy, given.tokenizer, teachers)
         if (augment := self._augment()) is not None:
             kind = None if given.data is None else given.data.task.kind

@@ -6,6 +6,9 @@ scores: A = Q K^T / sqrt(head width), before the softmax. Jiao et al. 2020 (Tiny
 maps: A after the softmax. With loss kl: Wang et al. 2020 (MiniLM), section 3.1, with `layers: last`; Sun et al. 2020
     (MobileBERT), section 3.3; Aguilar et al. 2020, section 3.1, with `heads: mean`.
 
+Of an encoder-decoder the maps of encoder and decoder, and of the decoder's look at the encoder are compared, each
+by the same `layers`: Li et al. 2022 (DQ-BART), section 3.2.
+
 Only real tokens count, as queries and as keys; a causal model's query has no later keys. Grouped keys are repeated.
 Differs: a mean over pairs, where TinyBERT sums, and over real tokens, where it counts padding as zeros. Scores are of
 the projections themselves: without rotary or relative positions, and of all keys where a model looks through a window.
@@ -23,13 +26,17 @@ from pydantic import Field
 
 from lissom.errors import LissomError
 from lissom.train.objectives.base import Answers, Objective, Read
-from lissom.train.objectives.layers import Block, pairs
+from lissom.train.objectives.layers import Block, pairs, sides
 from lissom.train.objectives.positions import by_head, kl, squares
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor, nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from transformers.utils.generic import ModelOutput
 
+    from lissom.anatomy import Anatomy
     from lissom.train.projections import Projections
 
 
@@ -38,9 +45,10 @@ class Attention(Objective):
     """Learns where the teacher's heads look."""
 
     name: ClassVar[str] = "attention"
+    two_stacks: ClassVar[bool] = True
     source: ClassVar[str] = (
         "Jiao et al. 2020 (TinyBERT), eq. 7; maps: Wang et al. 2020 (MiniLM), section 3.1; "
-        "heads mean: Aguilar et al. 2020"
+        "heads mean: Aguilar et al. 2020; encoder-decoders: Li et al. 2022 (DQ-BART)"
     )
 
     layers: Annotated[
@@ -63,19 +71,32 @@ class Attention(Objective):
         """Projections for scores, attentions for maps."""
         return frozenset({"projections"}) if self.of == "scores" else frozenset({"attentions"})
 
+    def check(
+        self, anatomy: Anatomy, tokenizer: PreTrainedTokenizerBase | None, teachers: Sequence[PreTrainedModel]
+    ) -> None:
+        """Raises LSM-715 for the scores of an encoder-decoder."""
+        if self.of == "scores" and len(anatomy.stacks) > 1:
+            cause = f"scores are those of one row of layers, and {anatomy.family} has an encoder and a decoder"
+            raise LissomError(715, cause, place="attention.of", remedy="Use of: maps.")
+
     def begin(self, answers: Answers) -> nn.Module:
         """Nothing to train. Raises LSM-319 when a layer does not exist or the numbers of heads differ."""
-        for m, n in self._pairs(answers):
-            mine, wanted = self._read(answers.student, m), self._read(answers.taught, n)
-            if mine.shape[1] != wanted.shape[1]:
-                cause = f"student layer {m} has {mine.shape[1]} heads, teacher layer {n} has {wanted.shape[1]}"
-                raise LissomError(319, cause, place="attention.heads", remedy="Use heads: mean, or relations.")
+        for side in sides(answers):
+            for m, n in self._pairs(side):
+                mine, wanted = self._read(side.student, m), self._read(side.taught, n)
+                if mine.shape[1] != wanted.shape[1]:
+                    cause = f"student layer {m} has {mine.shape[1]} heads, teacher layer {n} has {wanted.shape[1]}"
+                    raise LissomError(319, cause, place="attention.heads", remedy="Use heads: mean, or relations.")
         return super().begin(answers)
 
     def value(self, answers: Answers, beside: nn.Module) -> Tensor:
         """Mean over pairs, heads and real queries; mse is a mean over the keys as well."""
         import torch
 
+        return torch.stack([loss for side in sides(answers) for loss in self._losses(side)]).mean()
+
+    def _losses(self, answers: Answers) -> list[Tensor]:
+        """Of each pair of one row of layers."""
         losses = []
         for m, n in self._pairs(answers):
             mine, wanted = self._read(answers.student, m), self._read(answers.taught, n)
@@ -87,7 +108,7 @@ class Attention(Objective):
             else:
                 mine, wanted = (one.clamp_min(1e-30).log() if self.of == "maps" else one for one in (mine, wanted))
                 losses.append(kl(mine, wanted, seen))
-        return torch.stack(losses).mean()
+        return losses
 
     def _pairs(self, answers: Answers) -> tuple[tuple[int, int], ...]:
         depths = (len(self._layers(one)) for one in (answers.student, answers.taught))

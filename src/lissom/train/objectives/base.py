@@ -148,6 +148,7 @@ class Objective(ABC):
     teacher: ClassVar[bool] = True  # learns from the teacher
     labels: ClassVar[bool] = False  # learns from labels, through the model's own loss
     asks: ClassVar[bool] = False  # asks about batches of its own making
+    two_stacks: ClassVar[bool] = False  # compares the layers of an encoder and of a decoder, each by themselves
     answers: ClassVar[bool] = False  # trains the answers themselves, so that a validation score says how far it is
     source: ClassVar[str]
 

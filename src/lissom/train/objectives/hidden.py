@@ -19,18 +19,19 @@ transport: not a target a layer but the earth mover's distance over all pairs of
 
 Losses: mse; cosine, 1 - cos, DistilBERT's with `layers: last` (Sanh et al. 2019, section 3); normalised, the squared
 distance of states of length 1 (PKD, section 3.2), which is 2 · (1 - cos).
+Of an encoder-decoder the mean of the losses of both rows of layers: Li et al. 2022 (DQ-BART), section 3.2.
 Differs from all: a mean over layers, where most sum, so that `weight` means the same at any depth; real tokens only.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import Field
 
 from lissom.train.objectives.base import Answers, Objective, Read
-from lissom.train.objectives.layers import Layer, drawn, groups, pairs, states
+from lissom.train.objectives.layers import Layer, drawn, groups, pairs, sides, states
 from lissom.train.objectives.positions import At, fit, gather
 from lissom.train.objectives.transport import moved, shares
 
@@ -43,6 +44,7 @@ class Hidden(Objective):
     """Learns what the teacher's layers hand on."""
 
     name: ClassVar[str] = "hidden"
+    two_stacks: ClassVar[bool] = True
     reads: ClassVar[frozenset[Read]] = frozenset({"hidden_states"})
     source: ClassVar[str] = (
         "Jiao et al. 2020 (TinyBERT), eq. 8; Sun et al. 2019 (PKD), section 3.2; attend: Passban et al. 2021 (ALP-KD); "
@@ -77,6 +79,12 @@ class Hidden(Objective):
         """
         from torch import nn
 
+        rows = [self._begin(side) for side in _rows(answers)]
+        return rows[0] if len(rows) == 1 else nn.ModuleList(rows)
+
+    def _begin(self, answers: Answers) -> nn.Module:
+        from torch import nn
+
         student, teacher = states(answers.student, self.name), states(answers.taught, self.name)
         mine, wanted = student[-1].shape[-1], teacher[-1].shape[-1]
         depths = len(student) - 1, len(teacher) - 1
@@ -95,6 +103,13 @@ class Hidden(Objective):
 
     def value(self, answers: Answers, beside: nn.Module) -> Tensor:
         """Mean over layers and rows; mse is a mean over the width as well."""
+        import torch
+
+        rows = _rows(answers)
+        modules = [beside] if len(rows) == 1 else cast("nn.ModuleList", beside)
+        return torch.stack([self._value(side, made) for side, made in zip(rows, modules, strict=True)]).mean()
+
+    def _value(self, answers: Answers, beside: nn.Module) -> Tensor:
         import torch
 
         made: Any = beside
@@ -140,6 +155,12 @@ class Hidden(Objective):
             return 1 - functional.cosine_similarity(mine, wanted, dim=-1).mean()
         unit = functional.normalize(mine, dim=-1) - functional.normalize(wanted, dim=-1)
         return unit.square().sum(dim=-1).mean()
+
+
+def _rows(answers: Answers) -> tuple[Answers, ...]:
+    """Those sides that have states."""
+    found = sides(answers)
+    return found if len(found) == 1 else found[:2]
 
 
 def attended(mine: Tensor, every: Tensor) -> Tensor:

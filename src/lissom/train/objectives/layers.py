@@ -6,6 +6,7 @@ is three layers.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
@@ -16,9 +17,35 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers.utils.generic import ModelOutput
 
+    from lissom.train.objectives.base import Answers
+
 Layer = Annotated[int, Field(ge=0)]
 Block = Annotated[int, Field(ge=1)]
 Pairs = tuple[tuple[int, int], ...]
+_SIDES = ("encoder", "decoder", "cross")
+
+
+def sides(answers: Answers) -> tuple[Answers, ...]:
+    """The answers of each row of layers: one, or those of the encoder, the decoder and between them (attention only).
+
+    A decoder is asked about the same text, one token later, so that the mask is that of the text for all of them.
+    """
+    if "encoder_last_hidden_state" not in answers.student:
+        return (answers,)
+    found = []
+    for side in _SIDES:
+        student, teacher = _side(answers.student, side), _side(answers.taught, side)
+        if student:
+            found.append(dataclasses.replace(answers, student=student, teacher=teacher))
+    return tuple(found)
+
+
+def _side(output: ModelOutput, side: str) -> ModelOutput:
+    from transformers.utils.generic import ModelOutput
+
+    names = {"hidden_states": f"{side}_hidden_states", "attentions": f"{side}_attentions"}
+    found = {name: output[own] for name, own in names.items() if own in output}
+    return ModelOutput(**found)  # type: ignore[no-untyped-call]
 
 
 def states(output: ModelOutput, place: str) -> tuple[Tensor, ...]:
