@@ -184,7 +184,8 @@ def _items(inner: Any, whole: dict[str, Any]) -> str:
         return "pairs"
     if "$ref" in inner:
         return "entries by name"
-    return _value(inner, whole) if "enum" in inner else "numbers" if inner["type"] == "number" else "whole numbers"
+    words = {"number": "numbers", "integer": "whole numbers", "string": "texts"}
+    return _value(inner, whole) if "enum" in inner else words[inner["type"]]
 
 
 def _default(value: Any) -> str:

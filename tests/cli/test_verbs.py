@@ -108,6 +108,7 @@ def test_inspect_shows_what_suffers_from_fewer_bits(capsys, place):
     assert found["rule"] in text
     assert "Each map alone with 8 bit weights and 8 bit inputs, the most damaging first:" in text
     assert "keep in higher precision: " in text
+    assert found["step"] == ({"rtn": {"bits": 4, "skip": list(found["keep"])}} if found["keep"] else {})
 
 
 def test_inspect_needs_data_to_show_what_suffers(capsys, place):

@@ -13,7 +13,7 @@ from lissom.errors import LissomError
 from lissom.methods.base import Given
 from lissom.methods.quantization.int8 import Int8
 from lissom.nn import Int8Linear
-from lissom.stats.sensitivity import SlotSensitivity, rounded_weight, sensitivity, stand_out
+from lissom.stats.sensitivity import Sensitivity, SlotSensitivity, rounded_weight, sensitivity, stand_out
 from tests import tiny
 
 CLASSIFIER = "AutoModelForSequenceClassification"
@@ -189,3 +189,10 @@ def test_a_model_that_wants_more_than_texts_is_named():
     given = [{name: batch[name] for name in ("input_ids", "attention_mask")} for batch in batches(model)]
     with pytest.raises(LissomError, match="LSM-715 T5ForConditionalGeneration does not answer texts alone"):
         sensitivity(model, dissect(model), given)
+
+
+def test_the_step_of_a_recipe_that_skips_what_stands_out():
+    found = {"measure": "kl", "answers": 1, "slots": ()}
+    assert Sensitivity(bits=8, keep=("a.b",), **found).step == {"int8": {"skip": ["a.b"]}}
+    assert Sensitivity(bits=4, keep=("a.b", "c"), **found).step == {"rtn": {"bits": 4, "skip": ["a.b", "c"]}}
+    assert Sensitivity(bits=4, keep=(), **found).step == {}

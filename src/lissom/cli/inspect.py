@@ -119,6 +119,10 @@ def _show(say: Output, found: Sensitivity) -> None:
     keep = ", ".join(found.keep) or "none stand out"
     say.print(*more, "", f"damage: {MEASURES[found.measure]}, over {found.answers:,} answers")
     say.print(f"keep in higher precision: {keep} (by the rule: {RULE})")
+    if found.step:
+        from lissom.strict_yaml import dump
+
+        say.print("a step of a recipe that does so:", "", *dump([found.step]).splitlines())
 
 
 def _db(value: float | None) -> str:

@@ -45,17 +45,18 @@ def usable(scale: Tensor) -> Tensor:
     return scale.clamp_min(torch.finfo(torch.float32).tiny)
 
 
-def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_rows(weight: Tensor, largest: int = _LARGEST) -> tuple[Tensor, Tensor]:
     """`weight` as int8 codes and one float32 scale a row, by the largest magnitude of the row.
 
-    weight: (rows, columns), floating point.  Returns (rows, columns) int8 and (rows,) float32.
+    weight: (rows, columns), floating point.  largest: the code of that magnitude, 127 for 8 bits and 63 for 7.
+    Returns (rows, columns) int8 and (rows,) float32.
     Raises ValueError when `weight` holds NaN or infinity.
     """
     full = weight.detach().float()
-    scale = row_scales(full)
+    scale = row_scales(full, largest)
     if not bool(torch.isfinite(scale).all()):
         raise ValueError("the weight holds NaN or infinity and cannot be quantized")
-    codes = (full / scale[:, None]).round_().clamp_(-_LARGEST, _LARGEST)
+    codes = (full / scale[:, None]).round_().clamp_(-largest, largest)
     return codes.to(torch.int8), scale
 
 

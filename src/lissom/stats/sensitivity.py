@@ -73,9 +73,16 @@ class Sensitivity:
     slots: tuple[SlotSensitivity, ...]
     keep: tuple[str, ...]
 
+    @property
+    def step(self) -> dict[str, Any]:
+        """The step of a recipe that rounds to these bits and leaves `keep` as it is; empty when nothing stands out."""
+        options = {"skip": list(self.keep)}
+        step = {"int8": options} if self.bits == 8 else {"rtn": {"bits": self.bits, **options}}
+        return step if self.keep else {}
+
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {**dataclasses.asdict(self), "rule": RULE}
+        return {**dataclasses.asdict(self), "rule": RULE, "step": self.step}
 
 
 def sensitivity(

@@ -40,7 +40,7 @@ class Calibrated(Groups):
 
     def apply(self, editor: Editor, given: Given) -> None:
         """Choose codes block by block, then pack."""
-        maps, batches = unpacked_maps(editor), list(given.calibration(self.samples))
+        maps, batches = unpacked_maps(editor, self.skip), list(given.calibration(self.samples))
         if not maps:
             return
         anatomy = editor.anatomy()

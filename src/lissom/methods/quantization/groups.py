@@ -10,10 +10,11 @@ from pydantic import Field
 from torch import Tensor
 
 from lissom import edits
+from lissom.anatomy import Anatomy
 from lissom.edits import Editor
 from lissom.errors import LissomError
 from lissom.methods.base import Given, Method, Stage
-from lissom.methods.quantization.maps import unpacked_maps
+from lissom.methods.quantization.maps import Skip, check_skip, unpacked_maps
 from lissom.nn.grouped import grid, round_to
 from lissom.nn.palette import pack_indices
 
@@ -45,6 +46,11 @@ class Groups(Method):
         int,
         Field(ge=8, le=4096, description="columns that share a scale and a zero point; the last group may be shorter"),
     ] = 64
+    skip: Skip = ()
+
+    def check(self, anatomy: Anatomy, given: Given) -> None:
+        """Raises LSM-318 for an unknown map to skip."""
+        check_skip(anatomy, self.skip)
 
     def rounded(self, weight: Tensor, path: str) -> Stored:
         """The nearest codes on the grid from smallest to largest. Raises LissomError LSM-901 for NaN and infinity."""
@@ -65,4 +71,6 @@ class Groups(Method):
 
     def preview(self, editor: Editor, given: Given) -> None:
         """The same structure, rounded to the nearest."""
-        self.pack(editor, {slot.path: self.rounded(slot.weight, slot.path) for slot in unpacked_maps(editor)})
+        self.pack(
+            editor, {slot.path: self.rounded(slot.weight, slot.path) for slot in unpacked_maps(editor, self.skip)}
+        )

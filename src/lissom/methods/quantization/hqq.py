@@ -44,7 +44,7 @@ class Hqq(Groups):
 
     def apply(self, editor: Editor, given: Given) -> None:
         """Find the zero points, round and pack every map of the blocks."""
-        maps = unpacked_maps(editor)
+        maps = unpacked_maps(editor, self.skip)
         stored = {}
         for done, slot in enumerate(maps):
             given.report(slot.path, done / len(maps))

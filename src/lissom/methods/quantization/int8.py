@@ -1,6 +1,8 @@
 """Store linear maps and the token table as int8 and compute with them as such.
 
-Weights: symmetric, one scale an output channel (a table: a row), by the largest magnitude. Activations: asymmetric, one
+Weights: symmetric, one scale an output channel (a table: a row), by the largest magnitude; with 7 bits the codes end at
+63, so that two products with 8 bit inputs add up within 16 bits, 2 · 255 · 63 < 2^15: processors with AVX2 and without
+VNNI add them so, and ONNX Runtime and oneDNN would let 8 bits overflow there. Activations: asymmetric, one
 scale a tensor, either by the range they have while it runs (dynamic; no data is needed), or by a fixed range that is
 found on calibration texts (static); maps that read the same input share it.
 Sources: Jacob et al. 2018, section 2; Zafrir et al. 2019, "Q8BERT"; operators DynamicQuantizeLinear and QuantizeLinear
@@ -20,7 +22,7 @@ from lissom.anatomy import Anatomy, Slot, token_table
 from lissom.edits import Editor
 from lissom.errors import LissomError
 from lissom.methods.base import Given, Method, Stage
-from lissom.methods.quantization.maps import unpacked_maps
+from lissom.methods.quantization.maps import Skip, check_skip, unpacked_maps
 from lissom.nn.int8 import quantize_rows
 from lissom.stats.ranges import Calibrator, find_range, histograms, same_inputs, scale_and_zero
 
@@ -47,26 +49,32 @@ class Int8(Method):
     )
     samples: Annotated[int, Field(ge=LEAST, le=100_000, description="static: texts that are looked at")] = 128
     embeddings: Annotated[bool, Field(description="also the token table, often half of a small model's bytes")] = True
+    bits: Annotated[
+        Literal[8, 7],
+        Field(description="of the weights of maps: 7 for processors with AVX2 and without VNNI, where 8 can overflow"),
+    ] = 8
+    skip: Skip = ()
 
     def check(self, anatomy: Anatomy, given: Given) -> None:
-        """Raises LSM-317 when ranges are to be found and there are no texts."""
+        """Raises LSM-317 when ranges are to be found and there are no texts, LSM-318 for an unknown map to skip."""
+        check_skip(anatomy, self.skip)
         if self.mode == "static" and (given.data is None or given.tokenizer is None):
             cause = "int8: {mode: static} finds the ranges of activations on texts"
             raise LissomError(317, cause, remedy="Give --data, or choose mode: dynamic.")
 
     def apply(self, editor: Editor, given: Given) -> None:
         """Quantize the weights and replace the modules."""
-        slots = unpacked_maps(editor)
+        slots = unpacked_maps(editor, self.skip)
         tensors = self._ranges(editor, given, slots) if self.mode == "static" and slots else {}
         self._pack(editor, slots, tensors)
 
     def preview(self, editor: Editor, given: Given) -> None:
         """The same structure; ranges are not looked for."""
-        self._pack(editor, unpacked_maps(editor), {})
+        self._pack(editor, unpacked_maps(editor, self.skip), {})
 
     def _pack(self, editor: Editor, slots: list[Slot], tensors: dict[str, Tensor]) -> None:
         for slot in slots:
-            _quantize(slot.weight, slot.path, tensors)
+            _quantize(slot.weight, slot.path, tensors, 2 ** (self.bits - 1) - 1)
         table = token_table(editor.model) if self.embeddings else None
         if table is not None:
             _quantize(editor.model.get_submodule(table).weight, table, tensors)  # type: ignore[arg-type]
@@ -106,8 +114,8 @@ class Int8(Method):
         return made
 
 
-def _quantize(weight: Tensor, path: str, tensors: dict[str, Tensor]) -> None:
+def _quantize(weight: Tensor, path: str, tensors: dict[str, Tensor], largest: int = 127) -> None:
     try:
-        tensors[f"{path}.weight"], tensors[f"{path}.weight_scale"] = quantize_rows(weight)
+        tensors[f"{path}.weight"], tensors[f"{path}.weight_scale"] = quantize_rows(weight, largest)
     except ValueError as error:
         raise LissomError(901, str(error), place=path) from error

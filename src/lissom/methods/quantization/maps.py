@@ -1,17 +1,48 @@
-"""Which linear maps a method of this family stores."""
+"""Which linear maps a method of this family stores, and which of them a recipe leaves as they are."""
 
 from __future__ import annotations
 
-from lissom.anatomy import Slot
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Annotated, TypeAlias
+
+from pydantic import Field
+
+from lissom.anatomy import Anatomy, Slot
 from lissom.edits import Editor
+from lissom.errors import LissomError, nearest
 from lissom.nn import Int8Linear, LowRankLinear
 
+Skip: TypeAlias = Annotated[
+    tuple[str, ...],
+    Field(description="maps that stay in floating point: paths as `inspect --sensitivity` names them, * for any part"),
+]
+_FACTORS = ("down", "up")
 
-def unpacked_maps(editor: Editor) -> list[Slot]:
-    """Every linear map of the blocks that is not packed yet, whole and in order; of one of low rank its two factors."""
+
+def unpacked_maps(editor: Editor, skip: Sequence[str] = ()) -> list[Slot]:
+    """Every linear map of the blocks that is not packed yet, whole and in order; of one of low rank its two factors.
+
+    skip: patterns of maps to leave out.  Raises LissomError LSM-318 when one of them fits no map.
+    """
     found = []
     for slot in editor.anatomy().linears():
         thin = isinstance(slot.module, LowRankLinear)
-        paths = [f"{slot.path}.{name}" for name in ("down", "up")] if thin else [slot.path]
+        paths = [f"{slot.path}.{name}" for name in _FACTORS] if thin else [slot.path]
         found += [Slot(editor.model, path) for path in paths]
-    return [slot for slot in found if not isinstance(slot.module, Int8Linear)]
+    _refuse_unknown(skip, [slot.path for slot in found])
+    left = [slot for slot in found if not any(fnmatchcase(slot.path, one) for one in skip)]
+    return [slot for slot in left if not isinstance(slot.module, Int8Linear)]
+
+
+def check_skip(anatomy: Anatomy, skip: Sequence[str]) -> None:
+    """Raise LissomError LSM-318 for a pattern that fits no map, and neither of the factors that a map may become."""
+    paths = [slot.path for slot in anatomy.linears()] if skip else []
+    _refuse_unknown(skip, [*paths, *(f"{path}.{name}" for path in paths for name in _FACTORS)], shown=paths)
+
+
+def _refuse_unknown(skip: Sequence[str], paths: Sequence[str], shown: Sequence[str] | None = None) -> None:
+    for one in skip:
+        if not any(fnmatchcase(path, one) for path in paths):
+            names = paths if shown is None else shown
+            raise LissomError(318, f'no linear map of the blocks is called "{one}"', remedy=nearest(one, names))
