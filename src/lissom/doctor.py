@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from lissom.forms import forms, overflows
 from lissom.measure.machine import machine, versions
 
 _RAPL = Path("/sys/class/powercap")
@@ -17,13 +18,15 @@ _FIRST_WORD = re.compile(r"[A-Za-z0-9._-]+")
 
 
 def examine() -> dict[str, Any]:
-    """Machine, free memory (GB, 1e9 bytes), accelerators, energy counters, versions, extras, problems; plain values."""
+    """Machine, free memory (GB, 1e9 bytes), what the processor does with each form (`lissom.forms`), accelerators,
+    energy counters, versions, extras, problems; plain values."""
     import psutil
 
     place, packages = machine(), versions()
     return {
         "machine": place,
         "free_memory_gb": round(psutil.virtual_memory().available / 1e9, 1),
+        "forms": forms(place["instructions"]),
         "accelerators": _accelerators(),
         "energy": _energy(),
         "versions": packages,
@@ -84,6 +87,8 @@ def _problems(place: dict[str, Any], packages: dict[str, str]) -> list[str]:
     instructions = set(place["instructions"])
     if not instructions & {"VNNI", "AMX", "DOTPROD", "I8MM"}:
         found.append("This CPU has no int8 dot products: int8 saves space here and hardly any time.")
+    if overflows(instructions):
+        found.append("Sums of int8 products can overflow in ONNX Runtime on this CPU: compress with int8: {bits: 7}.")
     if int(packages.get("transformers", "5").split(".")[0]) < 5:
         found.append(f"transformers {packages['transformers']} is too old: pip install 'transformers>=5.20,<6'.")
     installed = {dist.metadata["Name"].lower() for dist in metadata.distributions() if dist.metadata["Name"]}

@@ -58,6 +58,7 @@ class Plan:
     """What a recipe would make of a model.
 
     columns: column that is read -> its name in the data; empty without data.  notes: what a person should know first.
+    forms: what the processor does with int8, bf16 and 4-bit groups, see `lissom.forms`.
     """
 
     recipe: str
@@ -65,6 +66,7 @@ class Plan:
     steps: tuple[PlannedStep, ...]
     columns: dict[str, str]
     notes: tuple[str, ...]
+    forms: dict[str, str]
 
     @property
     def after(self) -> Shape:
@@ -96,6 +98,8 @@ def plan(
     """
     from lissom.anatomy import dissect
     from lissom.compress import data_for, in_float32, readable_length
+    from lissom.forms import forms, warnings
+    from lissom.measure.machine import machine
 
     if isinstance(model, str | Path):
         from lissom.store import load, load_tokenizer
@@ -111,6 +115,7 @@ def plan(
     notes = _check(recipe, dissect(model), given)
     if precision != "float32":
         notes.append(f"The weights are stored as {precision}; a recipe works on them, and saves them, as float32.")
+    instructions = machine()["instructions"]
     stages = [model]
     for done, step in enumerate(recipe.steps):
         report(f"structure after {step.name}", 0.3 * done / len(recipe.steps))
@@ -136,7 +141,8 @@ def plan(
         before=shapes[0],
         steps=tuple(steps),
         columns={} if found is None else dict(found.columns),
-        notes=(*notes, *_noted(found)),
+        notes=(*notes, *warnings(recipe.steps, instructions), *_noted(found)),
+        forms=forms(instructions),
     )
 
 

@@ -24,7 +24,7 @@ LAYERS = (
     {"runtime"},
     {"export", "measure", "gate"},
     {"bench"},
-    {"compress"},
+    {"compress", "forms"},
     {"plan", "check", "doctor"},
     {"search", "demo"},
     {"cli"},

@@ -18,6 +18,7 @@ def command(say: Output) -> None:
         found,
         f"CPU           {machine['cpu']}",
         f"              {machine['threads']} threads, {instructions}",
+        *(f"{form:<13} {what}" for form, what in found["forms"].items()),
         f"memory        {machine['memory_gb']} GB, {found['free_memory_gb']} GB free",
         f"accelerators  {', '.join(found['accelerators']) or 'none'}",
         f"energy        {', '.join(found['energy']) or 'nothing that can be measured'}",

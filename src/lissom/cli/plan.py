@@ -61,6 +61,7 @@ def command(
     stages = [["as it is", *_cells(found.before)], *([step.name, *_cells(step.after)] for step in found.steps)]
     say.table(["after", "parameters", "MB", "MFLOPs", "latency ms"], stages)
     say.print("", *(f"{step.name}: {step.speed}" for step in found.steps))
+    say.print("", *(f"{form} on this processor: {what}" for form, what in found.forms.items()))
     say.print("", *(f"column {role} is read from {name}" for role, name in found.columns.items()), *found.notes)
 
 

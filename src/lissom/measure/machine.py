@@ -14,7 +14,7 @@ INSTRUCTIONS = {  # name that people know -> flags of /proc/cpuinfo, any of whic
     "AVX2": ("avx2",),
     "AVX-512": ("avx512f",),
     "VNNI": ("avx512_vnni", "avx_vnni"),
-    "BF16": ("avx512_bf16",),
+    "BF16": ("avx512_bf16", "bf16"),
     "AMX": ("amx_tile",),
     "NEON": ("asimd",),
     "DOTPROD": ("asimddp",),
