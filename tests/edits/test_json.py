@@ -91,7 +91,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "KeepHeads": {"stack": "", "cross": False},
     "KeepNeurons": {"stack": ""},
     "Factorize": {},
-    "Pack": {"linears": [], "embeddings": [], "static": False},
+    "Pack": {"linears": [], "embeddings": [], "static": False, "per_token": False},
 }
 
 

@@ -100,16 +100,21 @@ class Pack(Edit):
         `PATH.weight_scale` (float32, one a row).
     static: whether the maps round their inputs with one fixed scale, which comes as `PATH.input_scale` (float32, ())
         and `PATH.input_zero` (uint8, ()); else with the range that inputs have while it runs.
+    per_token: whether that is the range of each token, else of the whole tensor.
     """
 
     linears: tuple[str, ...] = ()
     embeddings: tuple[str, ...] = ()
     static: bool = False
+    per_token: bool = False
 
     def apply(self, model: nn.Module) -> None:
         """Replace the modules; codes and scales are not filled in yet."""
+        if self.static and self.per_token:
+            raise LissomError(EDIT_MISFIT, "inputs with a fixed scale have none a token", place="Pack")
         for path in self.linears:
-            _store_linear(model, path, StaticInt8Linear if self.static else Int8Linear)
+            made = StaticInt8Linear if self.static else functools.partial(Int8Linear, per_token=self.per_token)
+            _store_linear(model, path, made)
         for path in self.embeddings:
             _store_table(model, path, Int8Embedding)
 
@@ -121,16 +126,19 @@ class PackBits(Edit):
     linears, embeddings: module paths. The numbers come as tensors `PATH.weight` (int8, the bytes of
         `lissom.nn.low_bit.pack_codes`) and `PATH.weight_scale` (float32, one a row).
     rounds: whether the maps round their inputs to 8 bits and compute as int8, else in float.
+    per_token: whether they do so with one scale a token, else one for the whole tensor.
     """
 
     bits: Literal[1, 2, 4, 8]
     linears: tuple[str, ...] = ()
     embeddings: tuple[str, ...] = ()
     rounds: bool = True
+    per_token: bool = False
 
     def apply(self, model: nn.Module) -> None:
         """Replace the modules; codes and scales are not filled in yet."""
+        make = functools.partial(LowBitLinear, bits=self.bits, rounds=self.rounds, per_token=self.per_token)
         for path in self.linears:
-            _store_linear(model, path, functools.partial(LowBitLinear, bits=self.bits, rounds=self.rounds))
+            _store_linear(model, path, make)
         for path in self.embeddings:
             _store_table(model, path, functools.partial(LowBitEmbedding, bits=self.bits))

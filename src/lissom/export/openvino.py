@@ -108,4 +108,4 @@ def _is_dynamic(graph: Path) -> bool:
     import onnx as format_
 
     found = format_.load(graph, load_external_data=False)
-    return any(node.op_type == "DynamicQuantizeLinear" for node in found.graph.node)
+    return any(node.op_type in {"DynamicQuantizeLinear", "MatMulInteger"} for node in found.graph.node)

@@ -54,6 +54,7 @@ class LowBitLinear(Int8Linear):
     """A linear layer whose codes take `bits` bits each: (out, bytes of a row), (out,) scales, an optional (out,) bias.
 
     rounds: whether inputs are rounded to 8 bits while it runs, as by `Int8Linear`; else it computes in float.
+    per_token: whether each token has a scale of its own then.
     State: buffers `weight` (int8, the packed bytes), `weight_scale` and `bias` (float32). It has no gradient.
     """
 
@@ -64,10 +65,11 @@ class LowBitLinear(Int8Linear):
         *,
         bits: int,
         rounds: bool = True,
+        per_token: bool = False,
         bias: bool = True,
         device: torch.device | str | None = None,
     ) -> None:
-        super().__init__(_bytes(in_features, bits), out_features, bias, device)
+        super().__init__(_bytes(in_features, bits), out_features, bias, device, per_token=per_token)
         self.columns, self.bits, self.rounds = in_features, bits, rounds
 
     @property
@@ -82,7 +84,8 @@ class LowBitLinear(Int8Linear):
     def unpacked(self) -> Int8Linear | nn.Linear:
         """The layer that computes the same from what this one unpacks: int8, or float where inputs are not rounded."""
         if self.rounds:
-            made = Int8Linear(self.in_features, self.out_features, bias=False, device="meta")
+            shape = (self.in_features, self.out_features)
+            made = Int8Linear(*shape, bias=False, device="meta", per_token=self.per_token)
             made.weight, made.weight_scale, made.bias, made.dtype = (
                 self.codes(),
                 self.weight_scale,

@@ -12,7 +12,7 @@ of ONNX; `lissom.stats.ranges` for the calibrators.
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -44,6 +44,10 @@ class Int8(Method):
         Literal["dynamic", "static"],
         Field(description="by what range activations are quantized: that which they have, or one found on texts"),
     ] = "dynamic"
+    per: Annotated[
+        Literal["tensor", "token"],
+        Field(description="dynamic: one scale for all activations that go into a map, or one for each token"),
+    ] = "tensor"
     calibrator: Annotated[Calibrator, Field(description="static: how much of the range that texts show is covered")] = (
         "percentile"
     )
@@ -56,8 +60,13 @@ class Int8(Method):
     skip: Skip = ()
 
     def check(self, anatomy: Anatomy, given: Given) -> None:
-        """Raises LSM-317 when ranges are to be found and there are no texts, LSM-318 for an unknown map to skip."""
+        """Raises LSM-317 when ranges are to be found and there are no texts, LSM-318 for an unknown map to skip, LSM-315
+        for a fixed range a token.
+        """
         check_skip(anatomy, self.skip)
+        if self.mode == "static" and self.per == "token":
+            cause = "a range that is fixed beforehand is no token's own"
+            raise LissomError(315, cause, place="int8.per", remedy="Write per: tensor, or mode: dynamic.")
         if self.mode == "static" and (given.data is None or given.tokenizer is None):
             cause = "int8: {mode: static} finds the ranges of activations on texts"
             raise LissomError(317, cause, remedy="Give --data, or choose mode: dynamic.")
@@ -81,7 +90,8 @@ class Int8(Method):
         linears = tuple(slot.path for slot in slots)
         if linears or table:
             static = self.mode == "static" and bool(linears)
-            editor.apply(edits.Pack(linears=linears, embeddings=(table,) if table else (), static=static), tensors)
+            kept: dict[str, Any] = {"linears": linears, "embeddings": (table,) if table else ()}
+            editor.apply(edits.Pack(**kept, static=static, per_token=self.per == "token"), tensors)
 
     def _ranges(self, editor: Editor, given: Given, slots: list[Slot]) -> dict[str, Tensor]:
         """The scale and zero point of the inputs of each map, by the name of their tensors."""

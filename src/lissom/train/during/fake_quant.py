@@ -177,7 +177,7 @@ class _Quantizing(Acting):
                 tensors[f"{slot.path}.weight_scale"] = scale
                 places.setdefault((bits, whole), {}).setdefault(field, []).append(slot.path)
         for (bits, whole), found in places.items():
-            paths = {field: tuple(one) for field, one in found.items()}
+            paths: dict[str, Any] = {field: tuple(one) for field, one in found.items()}
             rounds = self.options.activations == "int8"
             edit = edits.Pack(**paths, static=False) if whole else edits.PackBits(bits=bits, rounds=rounds, **paths)
             own = {f"{path}.{name}" for one in paths.values() for path in one for name in ("weight", "weight_scale")}
