@@ -4,9 +4,9 @@ Weights: symmetric, one scale an output channel (a table: a row), by the largest
 63, so that two products with 8 bit inputs add up within 16 bits, 2 · 255 · 63 < 2^15: processors with AVX2 and without
 VNNI add them so, and ONNX Runtime and oneDNN would let 8 bits overflow there. Activations: asymmetric, one
 scale a tensor, either by the range they have while it runs (dynamic; no data is needed), or by a fixed range that is
-found on calibration texts (static); maps that read the same input share it.
-Sources: Jacob et al. 2018, section 2; Zafrir et al. 2019, "Q8BERT"; operators DynamicQuantizeLinear and QuantizeLinear
-of ONNX; `lissom.stats.ranges` for the calibrators.
+found on calibration texts (static); maps that read the same input share it. Or symmetric, one scale a token.
+Sources: Jacob et al. 2018, section 2; Zafrir et al. 2019, "Q8BERT"; Yao et al. 2022, "ZeroQuant" (tokens); operators
+DynamicQuantizeLinear and QuantizeLinear of ONNX; `lissom.stats.ranges` for the calibrators.
 """
 
 from __future__ import annotations
@@ -60,9 +60,8 @@ class Int8(Method):
     skip: Skip = ()
 
     def check(self, anatomy: Anatomy, given: Given) -> None:
-        """Raises LSM-317 when ranges are to be found and there are no texts, LSM-318 for an unknown map to skip, LSM-315
-        for a fixed range a token.
-        """
+        """Raises LSM-317 when ranges are to be found and there are no texts, LSM-318 for an unknown map to skip,
+        LSM-315 for a fixed range a token."""
         check_skip(anatomy, self.skip)
         if self.mode == "static" and self.per == "token":
             cause = "a range that is fixed beforehand is no token's own"
