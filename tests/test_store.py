@@ -214,7 +214,7 @@ def test_a_save_that_fails_leaves_the_old_folder(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(lissom.store.saving, "_write_weights", fail)
+    monkeypatch.setattr(lissom.store.saving, "write_weights", fail)
     with pytest.raises((KeyboardInterrupt, LissomError)) as caught:
         save(tiny.model("bert"), folder, force=True)
     assert isinstance(error, KeyboardInterrupt) or caught.value.code == "LSM-602"

@@ -17,7 +17,9 @@ from lissom.cli.output import Output
     "lissom export out --to openvino --out exported --force --json",
 )
 @click.argument("model", metavar="DIR")
-@click.option("--to", "target", required=True, metavar="TARGET", help="The format: onnx or openvino.")
+@click.option(
+    "--to", "target", required=True, metavar="TARGET", help="The format: onnx, openvino or compressed-tensors."
+)
 @options.out("The folder to write.")
 @options.force
 def command(say: Output, *, model: str, target: str, out: str, force: bool) -> None:

@@ -64,9 +64,20 @@ def _openvino(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None,
     return write(model, tokenizer, folder)
 
 
+def _compressed_tensors(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path
+) -> dict[str, Any]:
+    from lissom.export.compressed_tensors import write
+
+    return write(model, tokenizer, folder)
+
+
 TARGETS = {
     "onnx": Target(does="ONNX Runtime, onnxruntime-web and transformers.js; int8 layers stay int8", write=_onnx),
     "openvino": Target(does="OpenVINO on CPUs; wants static int8, runs dynamic int8 slowly", write=_openvino),
+    "compressed-tensors": Target(
+        does="vLLM and plain transformers: 4 and 8 bits in groups, int8", write=_compressed_tensors
+    ),
 }
 """Every export format, by the name that `--to` takes."""
 
@@ -83,9 +94,9 @@ def export(
 
     model: a transformers model (any device and dtype; it is not changed), or a folder or hub id with its tokenizer.
     target: a key of TARGETS.  tokenizer: goes into the folder; for a folder or hub id the one found there is taken.
-    Raises LissomError LSM-218 for an unknown target, LSM-201 to 203 when `folder` must not be written, LSM-741 to 743
-    when the target cannot hold this model, LSM-738 when its engine is not installed, LSM-911 to 913 when the result
-    does not answer as torch does.
+    Raises LissomError LSM-218 for an unknown target, LSM-201 to 203 when `folder` must not be written, LSM-741 to 744
+    when the target cannot hold this model, LSM-738 or 739 when its engine is not installed, LSM-911 to 913 when the
+    result does not answer as torch does.
     """
     from lissom.files import digests, new_folder, write_json
 

@@ -92,7 +92,7 @@ def write(
     Raises LissomError LSM-741 to 743 for a model that does not become a graph, LSM-911 to 913 when the check fails.
     """
     work, notes = _plain_copy(model)
-    forward = Forward(work, _inputs(work, tokenizer))
+    forward = Forward(work, input_names(work, tokenizer))
     samples = parity.samples(work, forward.inputs)
     with torch.inference_mode():
         forward.name_outputs(samples[1])
@@ -115,18 +115,23 @@ def write(
 
 def _plain_copy(model: PreTrainedModel) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """A float32 copy on the CPU, in eval mode, and notes on it. Raises LissomError for what cannot become one graph."""
-    if model.config.is_encoder_decoder and model.can_generate():
-        raise LissomError(
-            741,
-            f"{type(model).__name__} generates with an encoder and a decoder, which are not one graph",
-            remedy="Export an encoder, a classifier or a decoder.",
-        )
+    check_generates(model)
     _check_size(model)
     made: PreTrainedModel = copy.deepcopy(model).train(False)
     notes = to_blocks(made)
     unpack(made)
     _check_size(made)
     return nn.Module.to(made, "cpu", torch.float32), notes
+
+
+def check_generates(model: PreTrainedModel) -> None:
+    """Raise LissomError LSM-741 for a model that generates with an encoder and a decoder."""
+    if model.config.is_encoder_decoder and model.can_generate():
+        raise LissomError(
+            741,
+            f"{type(model).__name__} generates with an encoder and a decoder, which are not one graph",
+            remedy="Export an encoder, a classifier or a decoder.",
+        )
 
 
 def _check_size(model: PreTrainedModel) -> None:
@@ -140,7 +145,8 @@ def _check_size(model: PreTrainedModel) -> None:
         )
 
 
-def _inputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> tuple[str, ...]:
+def input_names(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> tuple[str, ...]:
+    """Which of the usual inputs the model reads and the tokenizer gives, in order."""
     read = inspect.signature(model.forward).parameters
     given = {"input_ids", "attention_mask"} | set(() if tokenizer is None else tokenizer.model_input_names)
     return tuple(name for name in _INPUTS if name in read and name in given)

@@ -139,26 +139,38 @@ def check(
     axis is fixed, LSM-913 when an output is missing, has another shape or holds NaN.
     """
     shipped = Graph(path, f"onnx/{path.name}") if shipped is None else shipped
-    place = shipped.place
     unrounded = graph.unrounded(path.read_bytes())
-    theirs = _at_tokens(shipped.answers(forward, given), given, place)
-    ours = _at_tokens(_torch(forward, given), given, "torch")
+    theirs = shipped.answers(forward, given)
+    bare = None if unrounded is None else dataclasses.replace(shipped, file=unrounded).answers(forward, given)
+    return {**compare(theirs, bare, forward, given, place=shipped.place), "runtime": shipped.engine}
+
+
+def compare(
+    answers: list[Answers], bare: list[Answers] | None, forward: Forward, given: list[dict[str, Tensor]], *, place: str
+) -> dict[str, Any]:
+    """Figures of what another engine answers beside what torch does; see the head of this module.
+
+    answers: to each batch.  bare: the same with activations left unrounded, None where none are rounded.
+    Raises LissomError LSM-911 when the answers differ too much, LSM-913 for another shape or NaN.
+    """
+    theirs = _at_tokens(answers, given, place)
+    ours = _at_tokens(torch_answers(forward, given), given, "torch")
     figures = {
         "reference": f"torch {torch.__version__}",
-        "runtime": shipped.engine,
         "shapes": [list(one["input_ids"].shape) for one in given],
-        "largest_difference": _agree(theirs, ours, place, math.inf if unrounded else ABSOLUTE),
+        "largest_difference": _agree(theirs, ours, place, ABSOLUTE if bare is None else math.inf),
         "cosine": _cosine(theirs, ours),
     }
-    if unrounded is not None:
-        plain = _at_tokens(_torch(_unrounded(forward), given), given, "torch")
-        bare = _at_tokens(dataclasses.replace(shipped, file=unrounded).answers(forward, given), given, place)
-        figures["unrounded_largest_difference"] = _agree(bare, plain, f"{place} (activations unrounded)", ABSOLUTE)
+    if bare is not None:
+        plain = _at_tokens(torch_answers(_unrounded(forward), given), given, "torch")
+        exact, where = _at_tokens(bare, given, place), f"{place} (activations unrounded)"
+        figures["unrounded_largest_difference"] = _agree(exact, plain, where, ABSOLUTE)
         figures["rounding_noise"] = _noise(theirs, ours, plain, place)
     return figures
 
 
-def _torch(forward: Forward, given: list[dict[str, Tensor]]) -> list[Answers]:
+def torch_answers(forward: Forward, given: list[dict[str, Tensor]]) -> list[Answers]:
+    """What a model in torch answers to each batch."""
     with torch.inference_mode():
         return [[y.numpy() for y in forward(*(one[name] for name in forward.inputs))] for one in given]
 

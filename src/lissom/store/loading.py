@@ -194,6 +194,10 @@ def _manifest(folder: Path, *, but: str = "") -> dict[str, Any]:
     if isinstance(number, int) and number > FORMAT:
         cause = f"it has format {number}, this lissom reads up to {FORMAT}"
         raise LissomError(441, cause, place=str(path), remedy="Upgrade lissom.")
+    exported = entries.get("export")
+    if isinstance(exported, dict) and exported.get("target") == "compressed-tensors" and isinstance(listed, dict):
+        files.compare_digests(folder, listed, MANIFEST, but=[but])
+        return {}  # beside the digests, an ordinary folder of transformers
     if "export" in entries:
         raise LissomError(
             441, "this is an exported folder", place=str(folder), remedy="Name the model that it was exported from."

@@ -65,8 +65,8 @@ def save(
         ties = _ties_from_record(model, record)
     base = base or _remembered(model)
     with new_folder(Path(folder), force=force) as out:
-        write_json(out / "config.json", _final_config(model, None if plain else record))
-        _write_weights(model, out / WEIGHTS, ties)
+        write_json(out / "config.json", final_config(model, None if plain else record))
+        write_weights(model.state_dict(), out / WEIGHTS, ties)
         if model.can_generate():
             model.generation_config.save_pretrained(out)
         if tokenizer is not None:
@@ -118,11 +118,10 @@ def _untied(model: PreTrainedModel, ties: Mapping[str, str]) -> list[str]:
     return next((names for names in left if len(names) > 1), [])
 
 
-def _write_weights(model: PreTrainedModel, path: Path, ties: Mapping[str, str]) -> None:
+def write_weights(state: Mapping[str, Tensor], path: Path, ties: Mapping[str, str]) -> None:
     """Write every tensor once; a name is left out only where loading puts the same tensor in its place."""
     from safetensors.torch import save_file
 
-    state = model.state_dict()
     kept: dict[str, Tensor] = {}
     for name, tensor in state.items():
         source = ties.get(name)
@@ -137,7 +136,7 @@ def _write_weights(model: PreTrainedModel, path: Path, ties: Mapping[str, str]) 
     save_file(kept, path, metadata={"format": "pt"})
 
 
-def _final_config(model: PreTrainedModel, record: Record | None) -> dict[str, Any]:
+def final_config(model: PreTrainedModel, record: Record | None) -> dict[str, Any]:
     """The content of `config.json`: the config as it is now, and the record if a loader needs it."""
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
