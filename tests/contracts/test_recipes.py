@@ -41,7 +41,9 @@ ENCODER_DECODERS = {"dq-bart"}
 """For models that have both."""
 NEW_STUDENT = {"well-read-students"}
 """Recipes that cut nothing: the student is another model, and the original is given as its teacher."""
-LOSES = {"movement", "magnitude", "l0", "fake_quant", "replace_modules", "layer_drop", "sub_networks"}
+LOSES = {
+    *("movement", "magnitude", "l0", "fake_quant", "product_quant", "replace_modules", "layer_drop", "sub_networks")
+}
 """What takes something away while it trains, so that the loss rises first: it has to fall from its peak."""
 TURNS = {
     "annealing-kd": "its targets grow",
@@ -232,7 +234,8 @@ def packed(options: dict[str, Any], before: Stack, after: Stack, result: Result)
 
 def tabled(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:
     found = [slot.module for slot in dissect(result.model).linears()]
-    assert all(isinstance(one, PaletteLinear) and one.bits == options["bits"] for one in found)
+    assert all(isinstance(one, PaletteLinear) and one.bits == options.get("bits", 8) for one in found)
+    assert {one.vector for one in found} == {options["vector"], options.get("attention", options["vector"])}
 
 
 def grouped(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:
@@ -267,6 +270,7 @@ PROMISES = {
     "movement": zeros,
     "magnitude": zeros,
     "fake_quant": packed,
+    "product_quant": tabled,
     "smooth": nothing,
     "int8": packed,
     "codebook": tabled,

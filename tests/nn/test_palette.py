@@ -156,3 +156,28 @@ def test_weights_are_counted_and_positions_are_not() -> None:
     }
     unpack(model)
     assert (type(model["one"]), type(model["table"])) == (nn.Linear, nn.Embedding)
+
+
+def test_vectors_by_hand() -> None:
+    made = PaletteLinear(4, 2, bits=8, vector=2, outliers=1, bias=False)
+    made.weight = pack_indices(torch.tensor([[255, 0], [1, 255]]), 8)
+    assert made.weight.view(torch.uint8).tolist() == [[255, 0], [1, 255]]
+    made.weight_table = torch.zeros(256, 2)
+    made.weight_table[[0, 1, 255]] = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    made.weight_positions, made.weight_outliers = torch.tensor([6], dtype=torch.int32), torch.tensor([9.0])
+    assert made.dense().tolist() == [[5, 6, 1, 2], [3, 4, 9, 6]]
+    x = random(3, 4)
+    torch.testing.assert_close(made(x), F.linear(x, made.dense()))
+    made.keep(out=torch.tensor([1]), in_=torch.tensor([2, 3, 0, 1]))
+    assert made.dense().tolist() == [[9, 6, 3, 4]]
+    with pytest.raises(ValueError, match="columns that are stored as vectors of 2 cannot be cut apart"):
+        made.keep(in_=torch.tensor([0, 2]))
+
+
+def test_a_table_of_vectors() -> None:
+    made = PaletteEmbedding(7, 12, bits=8, vector=4)
+    made.weight, made.weight_table = pack_indices(indices(8, 7, 3), 8), random(256, 4)
+    ids = torch.tensor([[1, 6], [0, 1]])
+    assert torch.equal(made(ids), made.dense()[ids])
+    assert torch.equal(made.linear().dense(), made.dense())
+    assert weights_held(nn.ModuleDict({"one": made}))[id(made.weight)] == 7 * 12

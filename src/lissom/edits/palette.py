@@ -20,13 +20,16 @@ _LARGEST = 2**31 - 1  # positions are int32
 class Palette(Edit):
     """Store linear maps and embedding tables in `bits` bits a weight: the number of a value in a table of 2^bits.
 
+    vector: how many weights side by side share a number; the table then holds vectors (2^bits, vector).
+
     linears, embeddings: module paths.
     outliers: path of one of them -> how many of its weights are stored whole instead; none where it is left out.
     The numbers come as tensors `PATH.weight` (int8, the bytes of `lissom.nn.palette.pack_indices`),
         `PATH.weight_table` (2^bits,) and `PATH.weight_outliers` (float32), and `PATH.weight_positions` (int32).
     """
 
-    bits: Literal[2, 3, 4]
+    bits: Literal[2, 3, 4, 8]
+    vector: Literal[1, 2, 4, 8] = 1
     linears: tuple[str, ...] = ()
     embeddings: tuple[str, ...] = ()
     outliers: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -48,7 +51,10 @@ class Palette(Edit):
             if not 0 <= count <= first * second <= _LARGEST:
                 cause = f"{count} outliers of {first * second} weights, of which there may be {_LARGEST}"
                 raise LissomError(EDIT_MISFIT, cause, place=path)
-            return kind(first, second, bits=self.bits, outliers=count, **named)
+            columns = first if kind is PaletteLinear else second
+            if columns % self.vector:
+                raise LissomError(EDIT_MISFIT, f"vectors of {self.vector} do not fill {columns} columns", place=path)
+            return kind(first, second, bits=self.bits, vector=self.vector, outliers=count, **named)
 
         return make
 

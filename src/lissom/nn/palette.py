@@ -2,16 +2,19 @@
 
     w = table[index], or its own float32 value where it is an outlier
 
-Indices take `bits` bits (2, 3 or 4): the eight numbers of eight weights side by side, the first in the lowest bits, are
-`bits` bytes, the lowest first; zeros fill the last byte of a row:
+Indices take `bits` bits (2, 3, 4 or 8): the eight numbers of eight weights side by side, the first in the lowest bits,
+are `bits` bytes, the lowest first; zeros fill the last byte of a row:
 
     [1, 2, 3, 4] in three bits: 1 + 2·8 + 3·64 + 4·512 = 2257  ->  209, 8
+
+One number may also stand for a vector of several weights side by side in a row, and the table then holds vectors
+(product quantization): eight weights to a number of eight bits are one bit a weight.
 
 An outlier has a position, row · columns + column; -1 says that it was cut away. It costs 8 bytes.
 
 Nothing computes with such indices: a linear layer decodes its weight once, to float32, and keeps that beside them. So
 it saves space on disk, and neither time nor memory while it runs. A table decodes the rows that it is asked for.
-Source: Zadeh et al. 2020, "GOBO", section 4.
+Sources: Zadeh et al. 2020, "GOBO", section 4; vectors: Stock et al. 2020, section 3.1.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from torch import Tensor, nn
 
 from lissom.nn.low_bit import LowBitEmbedding, LowBitLinear
 
-BITS = (2, 3, 4)
+BITS = (2, 3, 4, 8)
 UNUSED = -1  # the position of an outlier that was cut away
 
 
@@ -53,17 +56,24 @@ class _Palette(nn.Module):
     weight_positions: Tensor
     columns: int
     bits: int
+    vector: int
 
-    def _hold(self, outliers: int) -> None:
+    def _hold(self, rows: int, bits: int, vector: int, outliers: int) -> None:
         device = self.weight.device
+        self.bits, self.vector = bits, vector
+        self.weight = _bytes(rows, self.columns // vector, bits, device)
         self.register_buffer("weight_scale", None)
-        self.register_buffer("weight_table", torch.zeros(2**self.bits, device=device))
+        shape = (2**bits,) if vector == 1 else (2**bits, vector)
+        self.register_buffer("weight_table", torch.zeros(shape, device=device))
         self.register_buffer("weight_outliers", torch.zeros(outliers, device=device))
         self.register_buffer("weight_positions", torch.full((outliers,), UNUSED, dtype=torch.int32, device=device))
 
     def codes(self) -> Tensor:
-        """Which value of the table each weight has: (rows, columns) int64, unpacked at each call."""
-        return unpack_indices(self.weight, self.columns, self.bits)
+        """Which entry of the table each weight has: (rows, columns / vector) int64, unpacked at each call."""
+        return self._unpacked(self.weight)
+
+    def _unpacked(self, packed: Tensor) -> Tensor:
+        return unpack_indices(packed, self.columns // self.vector, self.bits)
 
     def dense(self) -> Tensor:
         """The weights: (rows, columns) float32, a new tensor. Raises ValueError for a position outside of them."""
@@ -85,7 +95,10 @@ class _Palette(nn.Module):
             raise ValueError(f"an outlier stands at position {wrong} of a matrix of {size} weights")
 
     def _cut(self, out: Tensor | None, in_: Tensor | None) -> None:
-        """Keep these rows and columns. Outliers elsewhere become unused, so that shapes never depend on numbers."""
+        """Keep these rows and columns. Outliers elsewhere become unused, so that shapes never depend on numbers.
+
+        Raises ValueError for columns that are not whole vectors.
+        """
         device, before = self.weight.device, self.columns
         rows = torch.arange(len(self.weight), device=device) if out is None else out.to(device)
         columns = torch.arange(before, device=device) if in_ is None else in_.to(device)
@@ -98,7 +111,7 @@ class _Palette(nn.Module):
         if in_ is None:
             self.weight = self.weight[rows]
         else:
-            self.weight = pack_indices(self.codes()[rows][:, columns], self.bits)
+            self.weight = pack_indices(self.codes()[rows][:, _whole(in_, self.vector).to(device)], self.bits)
             self.columns = len(columns)
 
 
@@ -109,11 +122,22 @@ def _places(kept: Tensor, size: int) -> Tensor:
     return found
 
 
+def _whole(columns: Tensor, vector: int) -> Tensor:
+    """The numbers of the vectors that are made of `columns`."""
+    first = columns[::vector]
+    steps = torch.arange(vector, device=columns.device)
+    if len(columns) % vector or not torch.equal((first[:, None] + steps).flatten(), columns) or (first % vector).any():
+        raise ValueError(f"columns that are stored as vectors of {vector} cannot be cut apart")
+    return first // vector
+
+
 class PaletteLinear(_Palette, LowBitLinear):
     """A linear layer of `bits` bits an index and `outliers` whole weights, computed in float.
 
-    State: buffers `weight` (int8, the bytes of `pack_indices`), `weight_table` (2^bits,), `weight_outliers` (outliers,)
-    and `bias` (out,), all float32, and `weight_positions` (outliers,) int32. It has no gradient.
+    vector: weights that one index stands for; it divides the columns.
+    State: buffers `weight` (int8, the bytes of `pack_indices`), `weight_table` (2^bits,) or (2^bits, vector),
+    `weight_outliers` (outliers,) and `bias` (out,), all float32, and `weight_positions` (outliers,) int32. It has no
+    gradient.
     """
 
     def __init__(
@@ -122,14 +146,13 @@ class PaletteLinear(_Palette, LowBitLinear):
         out_features: int,
         *,
         bits: int,
+        vector: int = 1,
         outliers: int = 0,
         bias: bool = True,
         device: torch.device | str | None = None,
     ) -> None:
         LowBitLinear.__init__(self, in_features, out_features, bits=2, rounds=False, bias=bias, device=device)
-        self.weight = _bytes(out_features, in_features, bits, device)
-        self.bits = bits
-        self._hold(outliers)
+        self._hold(out_features, bits, vector, outliers)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., in). Returns (..., out), in the dtype of `x`."""
@@ -154,20 +177,19 @@ class PaletteEmbedding(_Palette, LowBitEmbedding):
         embedding_dim: int,
         *,
         bits: int,
+        vector: int = 1,
         outliers: int = 0,
         padding_idx: int | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         LowBitEmbedding.__init__(self, num_embeddings, embedding_dim, bits=2, padding_idx=padding_idx, device=device)
-        self.weight = _bytes(num_embeddings, embedding_dim, bits, device)
-        self.bits = bits
-        self._hold(outliers)
+        self._hold(num_embeddings, bits, vector, outliers)
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids: integers of any shape. Returns (*ids.shape, dim). Raises ValueError as `dense`."""
         self.check()
         wanted, back = torch.unique(ids, return_inverse=True)
-        rows = self.weight_table[unpack_indices(self.weight[wanted], self.columns, self.bits)]
+        rows = self.weight_table[self._unpacked(self.weight[wanted])].flatten(1)
         if len(wanted) and len(self.weight_positions):
             at = self.weight_positions.long()
             row = torch.searchsorted(wanted.long(), at // self.columns).clamp(max=len(wanted) - 1)
@@ -183,7 +205,8 @@ class PaletteEmbedding(_Palette, LowBitEmbedding):
 
     def linear(self, bias: Tensor | None = None) -> PaletteLinear:
         """The output projection that is tied to this table: both hold the same tensors."""
-        made = PaletteLinear(self.columns, self.num_embeddings, bits=self.bits, bias=False, device="meta")
+        sizes = {"bits": self.bits, "vector": self.vector}
+        made = PaletteLinear(self.columns, self.num_embeddings, **sizes, bias=False, device="meta")
         for name in ("weight", "weight_table", "weight_outliers", "weight_positions"):
             setattr(made, name, getattr(self, name))
         made.dtype, made.bias = self.dtype, None if bias is None else bias.detach().float().clone()

@@ -200,3 +200,33 @@ def test_counts_that_do_not_fit_are_refused(linears, outliers, cause):
     edit = Palette(bits=3, linears=linears, outliers={"encoder.layer.0.intermediate.dense": outliers})
     with pytest.raises(LissomError, match=f"LSM-451 encoder.layer.0.intermediate.dense: {cause}"):
         Editor(tiny.model("bert")).apply(edit)
+
+
+def test_vectors_of_columns_share_a_number(tmp_path):
+    model = tiny.model("bert")
+    weight = model.encoder.layer[0].intermediate.dense.weight.detach().clone()
+    Codebook(bits=8, vector=2, density=-1000).apply(Editor(model), Given())
+    made = model.encoder.layer[0].intermediate.dense
+    assert (made.weight.shape, made.weight_table.shape) == ((48, 16), (256, 2))
+    pairs, table = weight.reshape(-1, 2), made.weight_table
+    best = (pairs[:, None] - table[None]).square().sum(-1).min(1).values
+    torch.testing.assert_close((made.dense() - weight).square().reshape(-1, 2).sum(1), best, atol=1e-5, rtol=1e-4)
+    assert (made.dense() - weight).square().mean() < 0.02 * weight.square().mean()
+    lissom.save(model, tmp_path / "out")
+    batch = tiny.batch(model)
+    assert torch.equal(tiny.outputs(lissom.load(tmp_path / "out"), batch), tiny.outputs(model, batch))
+
+
+def test_vectors_leave_outliers_whole():
+    model = tiny.model("bert")
+    with torch.no_grad():
+        model.encoder.layer[0].intermediate.dense.weight[3, 5] = 40.0
+    Codebook(bits=8, vector=4, embeddings=False, density=-30).apply(Editor(model), Given())
+    assert model.encoder.layer[0].intermediate.dense.dense()[3, 5] == 40.0
+    assert model.encoder.layer[0].intermediate.dense.weight_table.abs().max() < 5
+
+
+def test_vectors_that_do_not_fit_are_refused():
+    model = tiny.model("bert", intermediate_size=50)
+    with pytest.raises(LissomError, match=r"LSM-318 encoder\.layer\.0\.output\.dense: vectors of 4 do not fill 50"):
+        Codebook(vector=4).preview(Editor(model), Given())

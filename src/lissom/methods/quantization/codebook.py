@@ -3,6 +3,9 @@
 A Gaussian is fitted to the weights of a layer, and those whose log-density under it is below -4 stay as they are. The
 others get 2^bits values: the means of bins of equal population at first, then in turn each weight goes to its nearest
 value and each value becomes the mean of its weights, while the L1 error Σ|w - value| falls. No data is needed.
+
+With `vector` above 1 a number stands for so many weights side by side, and the table holds vectors, found by k-means as
+`lissom.nn.vectors` says (product quantization, Stock et al. 2020): eight columns and 8 bits are one bit a weight.
 Source: Zadeh et al. 2020, "GOBO", section 4. A density depends on the unit, as in the paper: at the spread of BERT's
 weights (0.03 to 0.1) the threshold leaves out 0.02 to 0.1 % of a Gaussian, and more of the tails that weights have.
 """
@@ -24,6 +27,7 @@ from lissom.errors import LissomError
 from lissom.methods.base import Given, Method, Stage
 from lissom.methods.quantization.maps import unpacked_maps
 from lissom.nn.palette import pack_indices
+from lissom.nn.vectors import indexed
 
 _MOST = 0.05  # outliers: 8 bytes each, so that more of them eat up what the table saves
 
@@ -35,9 +39,15 @@ class Codebook(Method):
     name: ClassVar[str] = "codebook"
     stage: ClassVar[Stage] = Stage.BITS
     speed: ClassVar[str] = "not faster: weights are decoded to float before use, so it only saves space on disk"
-    source: ClassVar[str] = "Zadeh et al. 2020, section 4"
+    source: ClassVar[str] = "Zadeh et al. 2020, section 4; vectors: Stock et al. 2020, section 3.1"
 
-    bits: Annotated[Literal[2, 3, 4], Field(description="bits a weight: a table of 4, 8 or 16 values for a layer")] = 3
+    bits: Annotated[
+        Literal[2, 3, 4, 8], Field(description="bits a number: a table of 4, 8, 16 or 256 entries for a layer")
+    ] = 3
+    vector: Annotated[
+        Literal[1, 2, 4, 8],
+        Field(description="weights side by side that share a number; above 1 entries are vectors, best with bits: 8"),
+    ] = 1
     density: Annotated[
         float, Field(ge=-1000, le=0, description="log-density under the layer's Gaussian below which a weight is kept")
     ] = -4.0
@@ -64,6 +74,10 @@ class Codebook(Method):
         table = token_table(editor.model) if self.embeddings else None
         if table is not None:
             found[table] = editor.model.get_submodule(table).weight.detach()  # type: ignore[operator]
+        for path, weight in found.items():
+            if weight.shape[1] % self.vector:
+                cause = f"vectors of {self.vector} do not fill {weight.shape[1]} columns"
+                raise LissomError(318, cause, place=path, remedy="Choose a vector that divides them.")
         return found
 
     def _edit(self, editor: Editor, counts: dict[str, int], tensors: dict[str, Tensor]) -> None:
@@ -72,7 +86,8 @@ class Codebook(Method):
         tables = tuple(path for path in counts if isinstance(editor.model.get_submodule(path), torch.nn.Embedding))
         linears = tuple(path for path in counts if path not in tables)
         outliers = {path: count for path, count in counts.items() if count}
-        editor.apply(edits.Palette(bits=self.bits, linears=linears, embeddings=tables, outliers=outliers), tensors)
+        edit = edits.Palette(bits=self.bits, vector=self.vector, linears=linears, embeddings=tables, outliers=outliers)
+        editor.apply(edit, tensors)
 
     def _outliers(self, path: str, weight: Tensor) -> Tensor:
         """Where `weight` is kept whole. Raises LSM-901 for NaN, LSM-314 where that is more than a table is good for."""
@@ -91,9 +106,13 @@ class Codebook(Method):
         """The four tensors of `lissom.nn.palette.PaletteLinear`."""
         outside, full = self._outliers(path, weight), weight.float()
         at = outside.flatten().nonzero().flatten()
-        table = centroids(full[~outside], 2**self.bits)
+        if self.vector == 1:
+            table = centroids(full[~outside], 2**self.bits)
+            index = nearest_of(full, table)
+        else:
+            index, table = indexed(full.masked_fill(outside, float(full.mean())), self.vector, 2**self.bits)
         return {
-            "weight": pack_indices(nearest_of(full, table), self.bits),
+            "weight": pack_indices(index, self.bits),
             "weight_table": table,
             "weight_outliers": full.flatten()[at],
             "weight_positions": at.to(torch.int32),

@@ -9,6 +9,7 @@ from lissom.train.during.layer_drop import LayerDrop
 from lissom.train.during.magnitude import Magnitude
 from lissom.train.during.meta import Meta
 from lissom.train.during.movement import Movement
+from lissom.train.during.product_quant import ProductQuant
 from lissom.train.during.replace_modules import ReplaceModules
 from lissom.train.during.sub_networks import SubNetworks
 
@@ -21,6 +22,7 @@ DURING: dict[str, type[During]] = {
     "magnitude": Magnitude,
     "meta": Meta,
     "movement": Movement,
+    "product_quant": ProductQuant,
     "replace_modules": ReplaceModules,
     "sub_networks": SubNetworks,
 }
