@@ -20,8 +20,9 @@ from lissom.methods import Given
 from lissom.methods.distillation.tune import Tune
 from lissom.methods.quantization.int8 import Int8
 from lissom.nn import Int8Embedding, Int8Linear, LowBitEmbedding, LowBitLinear
-from lissom.nn.fake_quant import FakeWeight, LearnedFakeWeight, quantize, rounded_input
+from lissom.nn.fake_quant import FakeWeight, LearnedFakeWeight, RunningRange, quantize, rounded_input
 from lissom.nn.int8 import quantize_activation, quantize_rows
+from lissom.nn.static import StaticInt8Linear
 from lissom.recipe import parameters
 from lissom.train.during.fake_quant import FakeQuant
 from lissom.train.during.weights import original, transform, untransform
@@ -362,6 +363,57 @@ def test_cuts_between_training_and_packing_keep_the_codes(kind, steps, scales):
     torch.testing.assert_close(tiny.outputs(model, inputs), fake, atol=1e-5, rtol=1e-5)
 
 
+# with ranges of inputs that run
+
+
+def test_a_running_range_by_hand():
+    made = RunningRange()
+    x = torch.tensor([-1.0, 0.3, 4.1], requires_grad=True)
+    assert torch.equal(made(x), rounded_input(x)), "none has been seen"
+    made.follow(x)
+    made.follow(torch.tensor([2.0, 14.1]))  # holds zero: 0 to 14.1
+    assert [made.low.item(), made.high.item()] == pytest.approx([-0.9, 0.9 * 4.1 + 1.41])
+    scale, zero = made.grid()
+    assert (scale.item(), zero.item()) == (pytest.approx(6 / 255), 38)  # 0.9 / (6 / 255) = 38.25
+    y = made(torch.tensor([-9.0, 0.0, 0.3, 9.0]))
+    assert y.tolist() == pytest.approx([(code - 38) * 6 / 255 for code in (0, 38, 51, 255)])
+    made(x).sum().backward()
+    assert x.grad.tolist() == [0.0, 1.0, 1.0], "what is clipped has no gradient"
+
+
+@pytest.mark.parametrize("variant", FAMILIES)
+def test_running_ranges_become_fixed_ones(variant, tmp_path: Path):
+    model = tiny.model(variant)
+    inputs, plain = tiny.batch(model), tiny.model(variant).state_dict().keys()
+    editor, it = acting(model, activations="running", start=0.5)
+    model.train()
+    tiny.outputs(model, inputs)  # ranges are followed before anything is rounded
+    model.eval()
+    first = next(iter(it.ranges.values()))
+    low = first.low.clone()
+    assert not torch.equal(low, first.high)
+    it.at(0.5)
+    fake = tiny.outputs(model, inputs)
+    assert torch.equal(first.low, low), "nothing moves in evaluation"
+    packed = finish(editor, it)
+    near(tiny.outputs(packed, inputs), fake)
+    found = [slot.module for slot in editor.anatomy().linears()]
+    assert found
+    assert all(isinstance(one, StaticInt8Linear) for one in found)
+    assert found[0].input_scale == first.grid()[0]
+    lissom.save(packed, tmp_path / "out")
+    assert torch.equal(tiny.outputs(lissom.load(tmp_path / "out"), inputs), tiny.outputs(packed, inputs))
+    other = tiny.model(variant)
+    _, again = acting(other, activations="running")
+    again.remove()
+    assert other.state_dict().keys() == plain
+
+
+def test_running_ranges_want_int8_weights():
+    with pytest.raises(LissomError, match=r"LSM-319 fake_quant\.activations: fixed ranges .* not with ternary"):
+        FakeQuant(weights="ternary", activations="running").check(Editor(tiny.model("bert")).anatomy(), None)
+
+
 # in a run
 
 
@@ -374,7 +426,11 @@ def run(work: Path, *during: FakeQuant, **changes):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"weights": "int4", "steps": "learned", "start": 0.35, "noise": Ramp(start=0.2, end=1.0)}],
+    [
+        {},
+        {"activations": "running"},
+        {"weights": "int4", "steps": "learned", "start": 0.35, "noise": Ramp(start=0.2, end=1.0)},
+    ],
 )
 def test_an_interrupted_run_continues_to_the_same_bytes(tmp_path: Path, options):
     data, during = rows(), FakeQuant(**options)
@@ -483,6 +539,17 @@ def test_weights_that_are_not_finite_are_refused():
 
 
 # exported
+
+
+def test_the_graph_of_running_ranges_answers_as_torch(tmp_path: Path):
+    model = tiny.model("bert", CLASSIFIER, num_hidden_layers=1)
+    editor, it = acting(model, activations="running")
+    model.train()
+    tiny.outputs(model, tiny.batch(model))
+    model.eval()
+    finish(editor, it)
+    artifact = export(model, "onnx", tmp_path / "out")
+    assert artifact.parity["cosine"] >= 0.9999
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ on to the value as it is (straight through, Bengio et al. 2013). Everything is c
 does around it.
 Sources: Jacob et al. 2018, section 3 (training with rounding); Li and Liu 2016 (TWN), section 2; Rastegari et al. 2016,
 section 3.1 (binary); Esser et al. 2020 (LSQ), eq. 1 to 3, sections 2.1 and 2.2; Tao et al. 2022 (QuantGPT), dynamic
-scaling; Fan et al. 2021 (Quant-Noise), section 4. Differs: codes are symmetric (LSQ: -128 to 127); QuantGPT's factor
-begins where LSQ's step does.
+scaling; Fan et al. 2021 (Quant-Noise), section 4; Prato et al. 2020 (FullyQT), section 3.1 (running ranges). Differs:
+codes are symmetric (LSQ: -128 to 127); QuantGPT's factor begins where LSQ's step does.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from lissom.nn.int8 import quantize_activation, row_scales, usable
+from lissom.nn.static import codes_of
 
 Kind = Literal["int8", "int4", "ternary", "binary"]
 LARGEST: dict[Kind, int] = {"int8": 127, "int4": 7, "ternary": 1, "binary": 1}
@@ -66,6 +67,51 @@ def rounded_input(x: Tensor) -> Tensor:
         codes, scale, zero = quantize_activation(x.float())
         y = ((codes.float() - zero) * scale).to(x.dtype)
     return _straight(x, y)
+
+
+class RunningRange(nn.Module):
+    """Rounds inputs by a range that follows those of the batches: r <- 0.9 · r + 0.1 · that of the batch.
+
+    It begins with the range of the first batch and always holds zero. What lies outside is clipped, and gets no
+    gradient. The grid is that of `lissom.nn.static`.
+    State: buffers `low` and `high` () float32, `seen` () bool.
+    """
+
+    low: Tensor
+    high: Tensor
+    seen: Tensor
+    _KEPT = 0.9
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("low", torch.zeros(()))
+        self.register_buffer("high", torch.zeros(()))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.bool))
+
+    @torch.no_grad()
+    def grid(self) -> tuple[Tensor, Tensor]:
+        """The scale, () float32, and the zero point, () uint8."""
+        scale = usable((self.high - self.low) / 255)
+        return scale, (-self.low / scale).round().clamp(0, 255).to(torch.uint8)
+
+    @torch.no_grad()
+    def follow(self, x: Tensor) -> None:
+        """Move towards the range of `x`."""
+        if x.numel():
+            low, high = torch.aminmax(x.float())
+            kept = self._KEPT * self.seen.float()
+            self.low.mul_(kept).add_((1 - kept) * low.clamp(max=0.0))
+            self.high.mul_(kept).add_((1 - kept) * high.clamp(min=0.0))
+            self.seen.fill_(True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: any shape. Returns it rounded, in its dtype; by its own range when none has been seen yet."""
+        if not bool(self.seen):
+            return rounded_input(x)
+        scale, zero = self.grid()
+        with torch.no_grad():
+            y = (codes_of(x.float(), scale, zero).float() - zero.float()) * scale
+        return _straight(x.clamp(self.low.to(x.dtype), self.high.to(x.dtype)), y.to(x.dtype))
 
 
 @torch.no_grad()
