@@ -409,6 +409,20 @@ def test_running_ranges_become_fixed_ones(variant, tmp_path: Path):
     assert other.state_dict().keys() == plain
 
 
+def test_shared_layers_share_a_running_range(tmp_path: Path):
+    model = tiny.model("bert")
+    Editor(model).apply(ShareLayers(source=(0, 0, 0)))
+    editor, it = acting(model, activations="running")
+    inputs = tiny.batch(model.train())
+    tiny.outputs(model, inputs)
+    fake = tiny.outputs(model.eval(), inputs)
+    assert len(set(it.ranges.values())) == 6
+    packed = finish(editor, it)
+    near(tiny.outputs(packed, inputs), fake)
+    lissom.save(packed, tmp_path / "out")
+    assert torch.equal(tiny.outputs(lissom.load(tmp_path / "out"), inputs), tiny.outputs(packed, inputs))
+
+
 def test_running_ranges_want_int8_weights():
     with pytest.raises(LissomError, match=r"LSM-319 fake_quant\.activations: fixed ranges .* not with ternary"):
         FakeQuant(weights="ternary", activations="running").check(Editor(tiny.model("bert")).anatomy(), None)

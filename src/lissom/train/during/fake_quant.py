@@ -130,8 +130,9 @@ class _Quantizing(Acting):
         self.kept: dict[nn.Module, Tensor] = {}
         self.ranges: dict[nn.Module, RunningRange] = {}
         if options.activations == "running":
-            for one in linears:
-                self.ranges[one] = RunningRange().to(original(one).device)
+            owners = {id(original(one)): RunningRange().to(original(one).device) for one in linears}
+            for one in linears:  # shared weights share the fixed range as well
+                self.ranges[one] = owners[id(original(one))]
                 one.add_module(_RANGE, self.ranges[one])
         rounded = linears if options.activations != "none" else []
         self.handles = [one.register_forward_pre_hook(self._round) for one in rounded]
