@@ -2,7 +2,8 @@
 # Weight-only rounding of a decoder to 4 and 3 bits in groups of 64, by every method, measured side by side:
 #   benchmarks/quantize/decoder.sh MODEL DATA WORK rows.jsonl
 # MODEL: a causal language model. DATA: a folder with validation.jsonl, to calibrate on, and test_raw.jsonl, whose
-# perplexity is measured. What is finished in WORK is not made again. METHODS="rtn gptq" makes only these.
+# perplexity is measured. What is finished in WORK is not made again. METHODS="rtn gptq" makes only these. Those that
+# calibrate see SAMPLES (32) blocks of 512 tokens.
 set -euo pipefail
 model=$1 data=$2 work=$3 rows=$4
 mkdir -p "$work/calibration"
@@ -14,7 +15,12 @@ for bits in 4 3; do
   for method in ${METHODS:-rtn hqq awq gptq}; do
     name=$method-$bits
     made+=("$name")
-    printf 'lissom: 1\nname: %s\nsteps:\n  - %s: {bits: %s, group: 64}\n' "$name" "$method" "$bits" >"$work/$name.yaml"
+    case $method in
+      rtn | hqq) more= ;;
+      *) more=", samples: ${SAMPLES:-32}" ;;
+    esac
+    printf 'lissom: 1\nname: %s\nsteps:\n  - %s: {bits: %s, group: 64%s}\n' "$name" "$method" "$bits" "$more" \
+      >"$work/$name.yaml"
     [ -e "$work/$name" ] || lissom compress "$model" --recipe "$work/$name.yaml" --data "$work/calibration" \
       --max-length 512 --out "$work/$name" ${THREADS:+--threads "$THREADS"}
   done

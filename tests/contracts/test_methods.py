@@ -39,6 +39,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "hqq": {"bits": 3, "group": 16},
     "gptq": {"group": 8},
     "awq": {"group": 8},
+    "auto_round": {"group": 8, "steps": 2},
     "codebook": {},
     "split_int8": {"threshold": 2.0},
 }
@@ -110,7 +111,7 @@ def reduced(name: str, variant: str, model: PreTrainedModel, result: PreTrainedM
         assert all(isinstance(slot.module, SplitInt8Linear) for slot in Editor(result).anatomy().linears())
     elif name == "codebook":
         assert all(isinstance(slot.module, PaletteLinear) for slot in Editor(result).anatomy().linears())
-    elif name in ("rtn", "hqq", "gptq", "awq"):
+    elif name in ("rtn", "hqq", "gptq", "awq", "auto_round"):
         assert all(isinstance(slot.module, GroupedLinear) for slot in Editor(result).anatomy().linears())
     elif name == "smooth":
         assert parameters(result) == parameters(model)

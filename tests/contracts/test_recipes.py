@@ -279,5 +279,6 @@ PROMISES = {
     "hqq": grouped,
     "gptq": grouped,
     "awq": grouped,
+    "auto_round": grouped,
     "svd": thin,
 }

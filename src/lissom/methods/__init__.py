@@ -26,6 +26,7 @@ _CLASSES = {
     "hqq": "quantization.hqq.Hqq",
     "gptq": "quantization.gptq.Gptq",
     "awq": "quantization.awq.Awq",
+    "auto_round": "quantization.auto_round.AutoRound",
     "half": "quantization.half.Half",
     "codebook": "quantization.codebook.Codebook",
     "split_int8": "quantization.split_int8.SplitInt8",

@@ -64,10 +64,10 @@ def storable(scale: Tensor) -> Tensor:
 
 
 def round_to(weight: Tensor, scale: Tensor, zero: Tensor, *, bits: int, group: int) -> Tensor:
-    """The nearest code of each weight (rows, columns): int64, 0 to 2^bits - 1. scale, zero: (rows, groups)."""
+    """The nearest code of each weight (rows, columns): uint8, 0 to 2^bits - 1. scale, zero: (rows, groups)."""
     columns = weight.shape[1]
     at = weight.float() / spread(scale, columns, group) + spread(zero, columns, group)
-    return at.round_().clamp_(0, 2**bits - 1).long()
+    return at.round_().clamp_(0, 2**bits - 1).to(torch.uint8)
 
 
 def restore(codes: Tensor, scale: Tensor, zero: Tensor, *, group: int) -> Tensor:

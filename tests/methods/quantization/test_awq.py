@@ -40,10 +40,10 @@ def test_ends_are_drawn_in_where_the_largest_weight_is_never_used():
     weight = torch.tensor([[2.0, 2.0, 2.0, 12.0, 0.0, 0.0, 0.0, 0.0]])
     hessian = torch.diag(torch.tensor([1.0, 1, 1, 1e-6, 1, 1, 1, 1]))
     one = Alone(weight)
-    plain, found = Rtn(bits=2, group=8).rounded(weight, ""), Awq(bits=2, group=8).drawn_in(one, hessian, clip=True)
+    plain, found = Rtn(bits=2, group=8).rounded(weight, ""), Awq(bits=2, group=8).ends(one, hessian, clip=True)
     assert restore(*plain, group=8)[0, :3].tolist() in ([0, 0, 0], [4, 4, 4])
     assert restore(*found, group=8)[0, :3].tolist() == pytest.approx([2, 2, 2], abs=0.01)
-    spared = Awq(bits=2, group=8).drawn_in(one, hessian, clip=False)
+    spared = Awq(bits=2, group=8).ends(one, hessian, clip=False)
     assert torch.equal(spared.codes, plain.codes)
 
 
@@ -52,7 +52,7 @@ def test_drawing_in_never_makes_a_group_worse(bits):
     generator = torch.Generator().manual_seed(bits)
     weight, x = torch.randn(16, 40, generator=generator), torch.randn(200, 40, generator=generator)
     hessian = 2 * torch.diag((x * x).sum(0))  # groups by themselves make up the whole error
-    found = Awq(bits=bits, group=16).drawn_in(Alone(weight), hessian, clip=True)
+    found = Awq(bits=bits, group=16).ends(Alone(weight), hessian, clip=True)
     plain = Rtn(bits=bits, group=16).rounded(weight, "")
     errors = [output_error(restore(*one, group=16) - weight, hessian) for one in (found, plain)]
     assert errors[0] <= errors[1]

@@ -20,12 +20,22 @@ def given(rows=16):
 
 
 def test_by_hand():
-    # Scale 1, zero point 0. The inverse of H is [[1, -2], [-2, 5]], so U_12 / U_11 = -2. The first weight loses -0.4,
-    # the second becomes 3 - 0.8 = 2.2. The error eHeᵀ is 0.2; of rounding to nearest, (2, 3), it is 0.8.
-    weight, hessian = torch.tensor([[1.6, 3.0]]), torch.tensor([[5.0, 2.0], [2.0, 1.0]])
+    # Scale 1, zero point 0: the third column's power of 100 holds the ends. The inverse of H is [[1, -2], [-2, 5]] for
+    # the first two columns, so U_12 / U_11 = -2. The first weight loses -0.4, the second becomes 2 - 0.8 = 1.2. The
+    # error eHeᵀ is 0.2; of rounding to nearest, (2, 2), it is 0.8.
+    weight = torch.tensor([[1.6, 2.0, 3.0]])
+    hessian = torch.tensor([[5.0, 2.0, 0.0], [2.0, 1.0, 0.0], [0.0, 0.0, 100.0]])
     found = Gptq(bits=2, group=8, damp=0, act_order=False).solve(weight, hessian)
-    assert found.codes.tolist() == [[2, 2]]
-    assert Rtn(bits=2, group=8).rounded(weight, "").codes.tolist() == [[2, 3]]
+    assert found.codes.tolist() == [[2, 1, 3]]
+    assert Rtn(bits=2, group=8).rounded(weight, "").codes.tolist() == [[2, 2, 3]]
+
+
+def test_ends_are_drawn_in_where_the_largest_weight_is_hardly_used():
+    # two bits hold 0 .. 12 by steps of 4; the 12 meets inputs that are all but zero, and without it steps of 2.4 hold 2
+    weight, power = torch.tensor([[2.0, 2.0, 2.0, 12.0]]), torch.tensor([1.0, 1.0, 1.0, 1e-4])
+    found = Gptq(bits=2, group=8, damp=0).solve(weight, torch.diag(power))
+    assert found.scale.item() < 2.5
+    assert restore(*found, group=8)[0, :3].tolist() == pytest.approx([2, 2, 2], abs=0.5)
 
 
 @pytest.mark.parametrize("act_order", [True, False])

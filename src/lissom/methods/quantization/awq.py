@@ -20,9 +20,10 @@ from pydantic import Field
 from torch import Tensor
 
 from lissom.anatomy import Anatomy, Slot
-from lissom.methods.quantization.calibrated import Calibrated
+from lissom.methods.quantization.calibrated import Calibrated, hessians_of
 from lissom.methods.quantization.groups import Stored
-from lissom.nn.grouped import grid_between, groups_of, restore, round_to
+from lissom.nn.grouped import groups_of, restore
+from lissom.stats.blocks import Step
 from lissom.stats.folding import Feed, feeders, fold
 
 _STEPS = 20  # of the exponent, as published
@@ -39,9 +40,10 @@ class Awq(Calibrated):
         float, Field(ge=0, lt=1, description="how far the ends of a group may be drawn in at most, as a share; 0: not")
     ] = 0.5
 
-    def chosen(self, slots: list[Slot], hessians: dict[str, Tensor], anatomy: Anatomy) -> dict[str, Stored]:
+    def chosen(self, step: Step, slots: list[Slot], anatomy: Anatomy) -> dict[str, Stored]:
         """Scale the channels, then find the ends of the groups."""
-        seen = dict(hessians)
+        seen = hessians_of(step, slots)
+        slots = [slot for slot in slots if slot.path in seen]
         for feed in feeders(anatomy):
             if all(slot.path in seen for slot in feed.slots):
                 scale = self._scales(feed, seen)
@@ -50,7 +52,7 @@ class Awq(Calibrated):
                 seen |= {slot.path: seen[slot.path] / (wide[:, None] * wide) for slot in feed.slots}
         found = (one for stack in anatomy.stacks for block in stack.blocks for one in (block.attention, block.cross))
         spared = {slot.path for one in found if one is not None for slot in (one.q, one.k) if not slot.fused}
-        return {slot.path: self.drawn_in(slot, seen[slot.path], clip=slot.path not in spared) for slot in slots}
+        return {slot.path: self.ends(slot, seen[slot.path], clip=slot.path not in spared) for slot in slots}
 
     def _scales(self, feed: Feed, hessians: dict[str, Tensor]) -> Tensor:
         """The factors of least error: (feed.size,) float32, positive. All slots of a feed read the same input."""
@@ -72,28 +74,13 @@ class Awq(Calibrated):
                 best, least = scale, error
         return best
 
-    def drawn_in(self, slot: Slot, hessian: Tensor, *, clip: bool) -> Stored:
+    def ends(self, slot: Slot, hessian: Tensor, *, clip: bool) -> Stored:
         """Codes for a weight, with the ends of each group where its part of the output changes least."""
         weight = slot.weight.detach().float()
-        plain = self.rounded(weight, slot.path)
         if not clip or not self.clip:
-            return plain
-        rows, columns = weight.shape
-        parts = groups_of(columns, self.group)
-        blocks = torch.nn.functional.pad(weight, (0, parts * self.group - columns)).reshape(rows, parts, self.group)
+            return self.rounded(weight, slot.path)
         inside = _diagonal_blocks(hessian, self.group)
-        low, high = blocks.amin(-1), blocks.amax(-1)
-        scale, zero = plain.scale, plain.zero
-        least = _part_errors(restore(*plain, group=self.group) - weight, inside, self.group)
-        for step in range(1, _STEPS + 1):
-            share = 1 - self.clip * step / _STEPS
-            new_scale, new_zero = grid_between(low * share, high * share, bits=self.bits)
-            codes = round_to(weight, new_scale, new_zero, bits=self.bits, group=self.group)
-            error = _part_errors(restore(codes, new_scale, new_zero, group=self.group) - weight, inside, self.group)
-            better = error < least
-            least = torch.where(better, error, least)
-            scale, zero = torch.where(better, new_scale, scale), torch.where(better, new_zero, zero)
-        return Stored(round_to(weight, scale, zero, bits=self.bits, group=self.group), scale, zero)
+        return self.drawn_in(weight, slot.path, lambda change: _part_errors(change, inside, self.group), self.clip)
 
 
 def output_error(change: Tensor, hessian: Tensor) -> float:

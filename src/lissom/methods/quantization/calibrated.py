@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
+from collections.abc import Iterable
 from typing import Annotated, ClassVar
 
 import torch
@@ -17,26 +18,29 @@ from lissom.methods.base import Given, Need
 from lissom.methods.quantization.groups import Groups, Stored
 from lissom.methods.quantization.maps import unpacked_maps
 from lissom.nn.grouped import restore
-from lissom.stats.blocks import walk
+from lissom.stats.blocks import Step, walk
 from lissom.stats.hessian import Hessians
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Calibrated(Groups):
-    """Store maps in groups, with codes chosen for H = 2 Σ xᵀx of their inputs, after the blocks before are rounded."""
+    """Store maps in groups, with codes chosen on texts for one block after the other, once those before are rounded."""
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION})
+    targets: ClassVar[bool] = False  # whether `chosen` looks at the cases of a step
 
     samples: Annotated[
         int, Field(ge=1, le=100_000, description="texts, or blocks of running text, to calibrate on")
     ] = 128
 
-    @abstractmethod
-    def chosen(self, slots: list[Slot], hessians: dict[str, Tensor], anatomy: Anatomy) -> dict[str, Stored]:
-        """Codes, scales and zero points for the maps of one block that texts reach, and whose weights may be scaled.
+    @property
+    def rows(self) -> int:
+        """Texts that run at once."""
+        return 8
 
-        hessians: path of each of `slots` -> H (in, in), not to be changed.
-        """
+    @abstractmethod
+    def chosen(self, step: Step, slots: list[Slot], anatomy: Anatomy) -> dict[str, Stored]:
+        """Codes, scales and zero points for the maps of one block, which may be scaled; maps left out are rounded."""
 
     def apply(self, editor: Editor, given: Given) -> None:
         """Choose codes block by block, then pack."""
@@ -45,23 +49,40 @@ class Calibrated(Groups):
             return
         anatomy = editor.anatomy()
         stored: dict[str, Stored] = {}
-        for step in walk(anatomy, batches):
+        for step in walk(anatomy, cut(batches, self.rows), targets=self.targets):
             given.report(step.block.path, len(stored) / len(maps))
             own = [slot for slot in maps if slot.path.startswith(f"{step.block.path}.")]
-            found = Hessians(own)
-            try:
-                step.run(lambda mask, found=found: setattr(found, "mask", mask))  # type: ignore[misc]
-            finally:
-                found.close()
-            hessians = {slot.path: one for slot in own if (one := found.of(slot.path)) is not None}
-            for path, one in hessians.items():
-                if not bool(torch.isfinite(one).all()):
-                    raise LissomError(901, "an input holds NaN or infinity on a calibration text", place=path)
-            made = self.chosen([slot for slot in own if slot.path in hessians], hessians, anatomy)
+            made = self.chosen(step, own, anatomy)
             for slot in own:  # the blocks after it see what will be stored
-                one_stored = made.get(slot.path) or self.rounded(slot.weight, slot.path)
+                one = made.get(slot.path) or self.rounded(slot.weight, slot.path)
                 with torch.no_grad():
-                    slot.weight.copy_(restore(*one_stored, group=self.group))
-                stored[slot.path] = one_stored
+                    slot.weight.copy_(restore(*one, group=self.group))
+                stored[slot.path] = one
         stored |= {slot.path: self.rounded(slot.weight, slot.path) for slot in maps if slot.path not in stored}
         self.pack(editor, stored)
+
+
+def cut(batches: Iterable[dict[str, Tensor]], rows: int) -> list[dict[str, Tensor]]:
+    """The batches in parts of `rows` rows at most, which bounds what a block holds while it runs."""
+    return [
+        {name: one[start : start + rows] for name, one in batch.items()}
+        for batch in batches
+        for start in range(0, len(next(iter(batch.values()))), rows)
+    ]
+
+
+def hessians_of(step: Step, slots: list[Slot]) -> dict[str, Tensor]:
+    """Path -> H (in, in), not to be changed, of the maps that texts reach. Maps that read one tensor share one H.
+
+    Raises LissomError LSM-901 for NaN and infinity.
+    """
+    found = Hessians(slots)
+    try:
+        step.run(lambda mask: setattr(found, "mask", mask))
+    finally:
+        found.close()
+    hessians = {slot.path: one for slot in slots if (one := found.of(slot.path)) is not None}
+    for path, one in hessians.items():
+        if not bool(torch.isfinite(one).all()):
+            raise LissomError(901, "an input holds NaN or infinity on a calibration text", place=path)
+    return hessians

@@ -2,9 +2,11 @@
 
     code_j = round(w_j / s + z)    w_k -= (w_j - (code_j - z) · s) / U_jj · U_jk  for k > j    UᵀU = (H + damp)⁻¹
 
-with H = 2 Σ xᵀx over the calibration tokens. Each block is done on the outputs of the done blocks before it.
-Source: Frantar et al. 2022, "GPTQ", algorithm 1; the order of columns and the scales from the weights as they were
-are those of the authors' code (`act-order`, `static-groups`).
+with H = 2 Σ xᵀx over the calibration tokens. Each block is done on the outputs of the done blocks before it. The ends
+of each group are drawn in, by 0 to 4/5 in 20 steps, to where Σ_j H_jj e_j² over its rounding errors e is least.
+Source: Frantar et al. 2022, "GPTQ", algorithm 1; the order of columns, scales from the weights as they were and the
+search for ends are those of the authors' code (`act-order`, `static-groups`, `mse`). Differs: that search weighs the
+columns by H, where the authors' sums |e|^2.4.
 """
 
 from __future__ import annotations
@@ -18,11 +20,13 @@ from torch import Tensor
 
 from lissom.anatomy import Anatomy, Slot
 from lissom.errors import LissomError
-from lissom.methods.quantization.calibrated import Calibrated
+from lissom.methods.quantization.calibrated import Calibrated, hessians_of
 from lissom.methods.quantization.groups import Stored
-from lissom.nn.grouped import grid
+from lissom.nn.grouped import groups_of
+from lissom.stats.blocks import Step
 
-_LAZY = 128  # columns between two updates of all later ones, as published
+_LAZY = 64  # columns between two updates of all later ones
+_CLIP = 0.8  # of the ends of groups, at most, as in the authors' code
 _TRIES = 4
 
 
@@ -36,9 +40,22 @@ class Gptq(Calibrated):
     damp: Annotated[float, Field(ge=0, le=1, description="share of the mean of H's diagonal added to it")] = 0.01
     act_order: Annotated[bool, Field(description="columns of large inputs first")] = True
 
-    def chosen(self, slots: list[Slot], hessians: dict[str, Tensor], anatomy: Anatomy) -> dict[str, Stored]:
-        """Each map by itself, see `solve`."""
-        return {slot.path: self.solve(slot.weight.detach().float(), hessians[slot.path], slot.path) for slot in slots}
+    def chosen(self, step: Step, slots: list[Slot], anatomy: Anatomy) -> dict[str, Stored]:
+        """Maps that read one tensor are solved together: rows do not see each other."""
+        together: dict[int, list[Slot]] = {}
+        hessians = hessians_of(step, slots)
+        for slot in slots:
+            if slot.path in hessians:
+                together.setdefault(id(hessians[slot.path]), []).append(slot)
+        stored: dict[str, Stored] = {}
+        for same in together.values():
+            weight = torch.cat([slot.weight.detach().float() for slot in same])
+            found = self.solve(weight, hessians[same[0].path], ", ".join(slot.path for slot in same))
+            start = 0
+            for slot in same:
+                rows = slice(start, start := start + slot.out_features)
+                stored[slot.path] = Stored(found.codes[rows], found.scale[rows], found.zero[rows])
+        return stored
 
     def solve(self, weight: Tensor, hessian: Tensor, path: str = "") -> Stored:
         """Codes, scales and zero points for a weight (out, in) float32 and H (in, in), neither of which is changed.
@@ -48,28 +65,28 @@ class Gptq(Calibrated):
         """
         if not bool(torch.isfinite(hessian).all()):
             raise LissomError(901, "an input holds NaN or infinity on a calibration text", place=path)
-        try:
-            scale, zero = grid(weight, bits=self.bits, group=self.group)
-        except ValueError as error:
-            raise LissomError(901, str(error), place=path) from error
-        columns = weight.shape[1]
+        rows, columns = weight.shape
+        part = (torch.arange(columns, device=weight.device) // self.group).expand(rows, -1)
+        empty, power = weight.new_zeros(rows, groups_of(columns, self.group)), hessian.diagonal()
+        _, scale, zero = self.drawn_in(weight, path, lambda e: empty.scatter_add(1, part, e * e * power), _CLIP)
         order = torch.arange(columns, device=weight.device)
         if self.act_order:
             order = hessian.diagonal().argsort(descending=True, stable=True)
         upper = self._factor(hessian[order][:, order], path)
-        rest, codes = weight[:, order].clone(), torch.empty_like(weight)
+        rest, codes = weight.t()[order], torch.empty(columns, len(weight), dtype=torch.uint8, device=weight.device)
+        parts = (order // self.group).tolist()
+        scales, zeros = scale.t().contiguous(), zero.t().contiguous()  # a column of weights is a row here: side by side
         for start in range(0, columns, _LAZY):
             end = min(start + _LAZY, columns)
-            errors = torch.empty_like(rest[:, start:end])
+            errors = torch.empty_like(rest[start:end])
             for j in range(start, end):
-                part = int(order[j]) // self.group
-                s, z = scale[:, part], zero[:, part]
-                code = (rest[:, j] / s + z).round_().clamp_(0, 2**self.bits - 1)
-                loss = (rest[:, j] - (code - z) * s) / upper[j, j]
-                rest[:, j + 1 : end] -= loss[:, None] * upper[j, j + 1 : end]
-                errors[:, j - start], codes[:, order[j]] = loss, code
-            rest[:, end:] -= errors @ upper[start:end, end:]
-        return Stored(codes.long(), scale, zero)
+                s, z = scales[parts[j]], zeros[parts[j]]
+                code = (rest[j] / s).add_(z).round_().clamp_(0, 2**self.bits - 1)
+                codes[j] = code
+                errors[j - start] = rest[j].sub_(code.sub_(z).mul_(s)).div_(upper[j, j])
+                rest[j + 1 : end].addr_(upper[j, j + 1 : end], errors[j - start], alpha=-1)
+            rest[end:].addmm_(upper[start:end, end:].t(), errors, alpha=-1)
+        return Stored(codes[order.argsort()].t().contiguous(), scale, zero)
 
     def _factor(self, hessian: Tensor, path: str) -> Tensor:
         """Upper U with UᵀU the inverse of the damped H (in, in), which is changed."""

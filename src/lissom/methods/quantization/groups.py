@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -15,9 +16,10 @@ from lissom.edits import Editor
 from lissom.errors import LissomError
 from lissom.methods.base import Given, Method, Stage
 from lissom.methods.quantization.maps import Skip, check_skip, unpacked_maps
-from lissom.nn.grouped import grid, round_to
+from lissom.nn.grouped import grid, grid_between, groups_of, restore, round_to
 from lissom.nn.palette import pack_indices
 
+_DRAWS = 20
 SPEED = (
     "in torch it only saves space: weights are decoded to float before use; ONNX Runtime multiplies 4 bits as they are"
 )
@@ -58,6 +60,28 @@ class Groups(Method):
             scale, zero = grid(weight, bits=self.bits, group=self.group)
         except ValueError as error:
             raise LissomError(901, str(error), place=path) from error
+        return Stored(round_to(weight, scale, zero, bits=self.bits, group=self.group), scale, zero)
+
+    def drawn_in(self, weight: Tensor, path: str, cost: Callable[[Tensor], Tensor], clip: float) -> Stored:
+        """The grid of least cost among those whose ends are drawn in by 0 to `clip` of them, in 20 steps.
+
+        cost: of a change of the weight (out, in), for each group (out, groups).
+        """
+        plain = self.rounded(weight, path)
+        rows, columns = weight.shape
+        parts = groups_of(columns, self.group)
+        blocks = torch.nn.functional.pad(weight, (0, parts * self.group - columns)).reshape(rows, parts, self.group)
+        low, high = blocks.amin(-1), blocks.amax(-1)
+        scale, zero = plain.scale, plain.zero
+        least = cost(restore(*plain, group=self.group) - weight)
+        for step in range(1, _DRAWS + 1):
+            share = 1 - clip * step / _DRAWS
+            new_scale, new_zero = grid_between(low * share, high * share, bits=self.bits)
+            codes = round_to(weight, new_scale, new_zero, bits=self.bits, group=self.group)
+            error = cost(restore(codes, new_scale, new_zero, group=self.group) - weight)
+            better = error < least
+            least = torch.where(better, error, least)
+            scale, zero = torch.where(better, new_scale, scale), torch.where(better, new_zero, zero)
         return Stored(round_to(weight, scale, zero, bits=self.bits, group=self.group), scale, zero)
 
     def pack(self, editor: Editor, stored: Mapping[str, Stored]) -> None:
