@@ -41,6 +41,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "awq": {"group": 8},
     "auto_round": {"group": 8, "steps": 2},
     "codebook": {},
+    "reconstruct": {"blocks": 2, "steps": 3},
     "split_int8": {"threshold": 2.0},
 }
 BY_STACK = ("keep_layers", "share_layers")
@@ -105,7 +106,7 @@ def reduced(name: str, variant: str, model: PreTrainedModel, result: PreTrainedM
         assert all(2 * b.attention.kv_heads == a.attention.kv_heads for a, b in blocks(stacks, left))
     elif name == "prune_neurons":
         assert all(2 * b.ffn.width == a.ffn.width for a, b in blocks(stacks, left))
-    elif name == "int8":
+    elif name in ("int8", "reconstruct"):
         assert all(isinstance(slot.module, Int8Linear) for slot in Editor(result).anatomy().linears())
     elif name == "split_int8":
         assert all(isinstance(slot.module, SplitInt8Linear) for slot in Editor(result).anatomy().linears())

@@ -70,6 +70,8 @@ CASES = [
 
 def short(step: Method) -> Method:
     """A step that trains, in little time and fast."""
+    if step.name == "reconstruct":
+        return build(type(step), {**plain(step), "steps": 20, "samples": 64, "learning_rate": 1e-3}, str)
     if step.name != "tune":
         return step
     return build(type(step), {**plain(step), "max_steps": STEPS, "batch_size": 8, "learning_rate": 1e-3}, str)
@@ -243,6 +245,14 @@ def grouped(options: dict[str, Any], before: Stack, after: Stack, result: Result
     assert all(isinstance(one, GroupedLinear) and one.bits == options["bits"] for one in found)
 
 
+def rebuilt(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:
+    bits = {"int8": 8, "int4": 4, "ternary": 2}
+    for block in after.blocks:
+        for of, slots in (("attention", block.attention.slots()), ("feed_forward", block.ffn.slots())):
+            assert all(getattr(slot.module, "bits", 8) == bits[options[of]] for slot in slots)
+            assert all(slot.module.per_token == (options["activations"] == "token") for slot in slots)
+
+
 def divided(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:
     assert all(isinstance(slot.module, SplitInt8Linear) for slot in dissect(result.model).linears())
 
@@ -280,5 +290,6 @@ PROMISES = {
     "gptq": grouped,
     "awq": grouped,
     "auto_round": grouped,
+    "reconstruct": rebuilt,
     "svd": thin,
 }

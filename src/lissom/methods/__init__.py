@@ -27,6 +27,7 @@ _CLASSES = {
     "gptq": "quantization.gptq.Gptq",
     "awq": "quantization.awq.Awq",
     "auto_round": "quantization.auto_round.AutoRound",
+    "reconstruct": "quantization.reconstruct.Reconstruct",
     "half": "quantization.half.Half",
     "codebook": "quantization.codebook.Codebook",
     "split_int8": "quantization.split_int8.SplitInt8",

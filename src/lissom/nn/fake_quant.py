@@ -23,7 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lissom.nn.int8 import quantize_activation, row_scales, usable
+from lissom.nn.int8 import quantize_activation, quantize_tokens, row_scales, usable
 from lissom.nn.static import codes_of
 
 Kind = Literal["int8", "int4", "ternary", "binary"]
@@ -61,10 +61,11 @@ def _straight(x: Tensor, y: Tensor) -> Tensor:
     return made
 
 
-def rounded_input(x: Tensor) -> Tensor:
-    """`x` as an int8 layer sees it: by `quantize_activation`, one range for the whole tensor. In the dtype of `x`."""
+def rounded_input(x: Tensor, *, per_token: bool = False) -> Tensor:
+    """`x` as an int8 layer sees it: by `quantize_activation` with one range for the whole tensor, or by
+    `quantize_tokens`. In the dtype of `x`."""
     with torch.no_grad():
-        codes, scale, zero = quantize_activation(x.float())
+        codes, scale, zero = (quantize_tokens if per_token else quantize_activation)(x.float())
         y = ((codes.float() - zero) * scale).to(x.dtype)
     return _straight(x, y)
 
