@@ -40,6 +40,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "gptq": {"group": 8},
     "awq": {"group": 8},
     "auto_round": {"group": 8, "steps": 2},
+    "mixed": {"bits": 3.5, "group": 8},
     "codebook": {},
     "reconstruct": {"blocks": 2, "steps": 3},
     "split_int8": {"threshold": 2.0},
@@ -112,7 +113,7 @@ def reduced(name: str, variant: str, model: PreTrainedModel, result: PreTrainedM
         assert all(isinstance(slot.module, SplitInt8Linear) for slot in Editor(result).anatomy().linears())
     elif name == "codebook":
         assert all(isinstance(slot.module, PaletteLinear) for slot in Editor(result).anatomy().linears())
-    elif name in ("rtn", "hqq", "gptq", "awq", "auto_round"):
+    elif name in ("rtn", "hqq", "gptq", "awq", "auto_round", "mixed"):
         assert all(isinstance(slot.module, GroupedLinear) for slot in Editor(result).anatomy().linears())
     elif name == "smooth":
         assert parameters(result) == parameters(model)

@@ -100,8 +100,9 @@ def command(
 
 
 def told(did: dict[str, Any]) -> str:
-    """What a step says about itself, on one line: names and values, without those that it does not know."""
-    known = {name: _number(value) for name, value in did.items() if value is not None}
+    """What a step says about itself, on one line: names and values, without those that it does not know, and without
+    what it says of every part."""
+    known = {name: _number(value) for name, value in did.items() if value is not None and not isinstance(value, dict)}
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in known.items())
 
 

@@ -28,6 +28,7 @@ _CLASSES = {
     "awq": "quantization.awq.Awq",
     "auto_round": "quantization.auto_round.AutoRound",
     "reconstruct": "quantization.reconstruct.Reconstruct",
+    "mixed": "quantization.mixed.Mixed",
     "half": "quantization.half.Half",
     "codebook": "quantization.codebook.Codebook",
     "split_int8": "quantization.split_int8.SplitInt8",

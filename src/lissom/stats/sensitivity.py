@@ -220,7 +220,7 @@ def _watched(
 
     handles = [slot.watch(look(slot)) for slot in slots]
     try:
-        return _answers(model, batch)
+        return answers_of(model, batch)
     finally:
         for handle in handles:
             handle.remove()
@@ -234,12 +234,12 @@ def _rounded(model: nn.Module, batch: dict[str, Tensor], slot: Slot, bits: int) 
 
     handle = slot.module.register_forward_hook(stand_in)
     try:
-        return _answers(model, batch)
+        return answers_of(model, batch)
     finally:
         handle.remove()
 
 
-def _answers(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def answers_of(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """logits; or start_logits and end_logits; or last_hidden_state."""
     try:
         found = model(**batch, return_dict=True)

@@ -1,0 +1,202 @@
+"""How sharply a loss, or the answers, bend along the weights: which parts bear few bits and which do not.
+
+    omega     |mean(λ)| + std(λ) of each block, λ the largest eigenvalue of the Hessian of the task's loss by the
+              weights of its linear maps, on ten slices of the texts, by power iteration: v <- Hv / |Hv|, λ = vᵀHv
+    answers   Σ_t (∂ log p(y) / ∂ output_r)² of each output r of a map, over tokens t, with y drawn from the model's own
+              answers: the diagonal of their Fisher information, by which a small error e of an output moves them by
+              ½ F e² nats of KL divergence
+
+Sources: Shen et al. 2020, "Q-BERT", section 3.1 and equation 2 (omega); Martens 2020, "New insights and perspectives on
+the natural gradient method", sections 6 and 9 (Fisher information as the curvature of KL, labels from the model).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lissom.anatomy import Anatomy, Slot
+from lissom.errors import LissomError
+from lissom.stats.sensitivity import answers_of
+
+SLICES = 10  # as published
+_ROUNDS = 20  # of power iteration at most
+_CLOSE = 1e-2  # relative change of the eigenvalue at which it ends
+
+Weights = Mapping[str, Sequence[nn.Parameter]]
+
+
+def block_weights(anatomy: Anatomy) -> dict[str, list[nn.Parameter]]:
+    """Path of each block -> the matrices of its linear maps, each once. Packed maps have none."""
+    blocks = [block for stack in anatomy.stacks for block in stack.blocks]
+    return {
+        block.path: list({id(one): one for slot in block.slots() for one in _matrices(slot.module)}.values())
+        for block in blocks
+    }
+
+
+def _matrices(module: nn.Module) -> Iterator[nn.Parameter]:
+    return (one for one in module.parameters() if one.dim() == 2 and one.is_floating_point())
+
+
+def omegas(
+    model: nn.Module,
+    weights: Weights,
+    batches: Iterable[Mapping[str, Tensor]],
+    *,
+    seed: int = 0,
+    report: Callable[[str, float], None] = lambda phrase, fraction: None,
+) -> dict[str, float]:
+    """Omega of each block, not negative. The model's own loss is used, without dropout; it is left as it was.
+
+    weights: as `block_weights` gives them.  batches: with labels; their rows are cut into `SLICES` slices, or as many
+    as there are rows.  Raises LissomError LSM-902 when the loss is NaN or infinite, 821 when the model gives none.
+    """
+    given = list(batches)
+    rows = sum(len(batch["input_ids"]) for batch in given)
+    pieces = list(_cut(given, max(1, rows // SLICES)))
+    found: dict[str, list[float]] = {name: [] for name, one in weights.items() if one}
+    generator = torch.Generator().manual_seed(seed)
+    starts = {name: [torch.randn(one.shape, generator=generator) for one in weights[name]] for name in found}
+    training = model.training
+    model.train(False)
+    try:
+        with _trainable(one for each in weights.values() for one in each):
+            for number, piece in enumerate(pieces):
+                report("curvature of the loss", number / len(pieces))
+                slopes = _slopes(model, {name: weights[name] for name in found}, piece)
+                for name, values in found.items():
+                    value, starts[name] = _largest(slopes[name], weights[name], starts[name])
+                    values.append(value)
+    finally:
+        model.train(training)
+    return {name: _omega(values) for name, values in found.items()}
+
+
+def _omega(values: Sequence[float]) -> float:
+    spread = torch.tensor(values, dtype=torch.float64)
+    return abs(float(spread.mean())) + float(spread.std(correction=0))
+
+
+def _cut(batches: Iterable[Mapping[str, Tensor]], rows: int) -> Iterator[dict[str, Tensor]]:
+    for batch in batches:
+        for start in range(0, len(batch["input_ids"]), rows):
+            yield {name: one[start : start + rows] for name, one in batch.items()}
+
+
+@contextlib.contextmanager
+def _trainable(tensors: Iterable[Tensor]) -> Iterator[None]:
+    frozen = [one for one in tensors if not one.requires_grad]
+    for one in frozen:
+        one.requires_grad = True
+    try:
+        yield
+    finally:
+        for one in frozen:
+            one.requires_grad = False
+
+
+def _slopes(model: nn.Module, weights: Weights, batch: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
+    """The gradient of the loss by each matrix, which can be differentiated again."""
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the fast kernels of attention have no second derivative
+        loss = model(**batch).loss
+        if loss is None:
+            raise LissomError(821, "the curvature of a loss needs labelled texts, and these have none")
+        if not bool(torch.isfinite(loss)):
+            raise LissomError(902, f"the loss is {loss.item()} on calibration texts")
+        flat = [one for each in weights.values() for one in each]
+        slopes = iter(torch.autograd.grad(loss, flat, create_graph=True, materialize_grads=True))
+    return {name: [next(slopes) for _ in each] for name, each in weights.items()}
+
+
+def _largest(
+    slopes: Sequence[Tensor], weights: Sequence[nn.Parameter], start: Sequence[Tensor]
+) -> tuple[float, list[Tensor]]:
+    """The eigenvalue of largest magnitude of the Hessian by `weights`, of whose loss `slopes` are the gradients.
+
+    start: where the iteration begins; the vector of another slice is near. Returns the value, and its vector.
+    """
+    vector = [one.to(weight) for one, weight in zip(start, weights, strict=True)]
+    bent = [one for one in slopes if one.requires_grad]
+    value = 0.0
+    for _ in range(_ROUNDS if bent else 0):
+        size = _length(vector)
+        vector = [one / size for one in vector]
+        along = [one for one, slope in zip(vector, slopes, strict=True) if slope.requires_grad]
+        turned = torch.autograd.grad(bent, weights, along, retain_graph=True, materialize_grads=True)
+        before, value = value, sum(float((a * b).sum()) for a, b in zip(vector, turned, strict=True))
+        if not 0 < _length(turned) < math.inf:
+            break
+        vector = list(turned)
+        if abs(value - before) <= _CLOSE * abs(value):
+            break
+    return value, vector
+
+
+def _length(vector: Sequence[Tensor]) -> float:
+    return math.sqrt(sum(float(one.double().square().sum()) for one in vector))
+
+
+def answer_weights(
+    model: nn.Module, slots: Sequence[Slot], batches: Iterable[Mapping[str, Tensor]], *, seed: int = 0
+) -> dict[str, Tensor]:
+    """Path of each map -> `answers` (see the head) of its outputs, (out,) float32, the sum over all tokens.
+
+    One pass forward and back a batch; labels are not read. A value, or the hidden states of a bare encoder, count as
+    Gaussian with variance 1. Maps that no text reaches get zeros. Raises LissomError LSM-715 as `answers_of`.
+    """
+    found = {slot.path: torch.zeros(slot.out_features, device=slot.weight.device) for slot in slots}
+    generator = torch.Generator().manual_seed(seed)
+    training = model.training
+    model.train(False)
+    try:
+        for batch in batches:
+            seen: list[tuple[str, Tensor]] = []
+            with torch.enable_grad(), contextlib.ExitStack() as hooks:
+                for slot in slots:
+                    hooks.callback(slot.module.register_forward_hook(_note(seen, slot.path)).remove)
+                said = _said(answers_of(model, dict(batch)), batch["attention_mask"], generator)
+                slopes = torch.autograd.grad(said, [y for _, y in seen], allow_unused=True)
+            for (path, y), slope in zip(seen, slopes, strict=True):
+                if slope is not None and y.numel():
+                    found[path] += slope.float().square().reshape(-1, y.shape[-1]).sum(0)
+    finally:
+        model.train(training)
+    return found
+
+
+def _note(seen: list[tuple[str, Tensor]], path: str) -> Callable[[nn.Module, object, Tensor], Tensor]:
+    def hook(_module: nn.Module, _args: object, y: Tensor) -> Tensor:
+        y = y if y.requires_grad else y.detach().requires_grad_()
+        seen.append((path, y))
+        return y
+
+    return hook
+
+
+def _said(answers: dict[str, Tensor], mask: Tensor, generator: torch.Generator) -> Tensor:
+    """The log-likelihood of answers that are drawn from the model itself, summed, up to a constant."""
+    total = torch.zeros((), device=mask.device)
+    for name, one in answers.items():
+        if name in ("start_logits", "end_logits"):
+            total = total + _drawn(one.masked_fill(mask == 0, -1e4), generator)
+            continue
+        real = one[mask == 1] if one.shape[:-1] == mask.shape else one.reshape(-1, one.shape[-1])
+        if name == "last_hidden_state" or one.shape[-1] == 1:
+            noise = torch.randn(real.shape, generator=generator).to(real)
+            total = total + (real * noise).sum()
+        else:
+            total = total + _drawn(real, generator)
+    return total
+
+
+def _drawn(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """Σ log p(y) with y drawn from softmax of each row of (n, classes)."""
+    chosen = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator).to(logits.device)
+    return F.log_softmax(logits, dim=-1).gather(1, chosen).sum()
