@@ -42,7 +42,8 @@ ENCODER_DECODERS = {"dq-bart"}
 NEW_STUDENT = {"well-read-students"}
 """Recipes that cut nothing: the student is another model, and the original is given as its teacher."""
 LOSES = {
-    *("movement", "magnitude", "l0", "fake_quant", "product_quant", "replace_modules", "layer_drop", "sub_networks")
+    *("movement", "magnitude", "l0", "fake_quant", "product_quant", "group_quant"),
+    *("replace_modules", "layer_drop", "sub_networks"),
 }
 """What takes something away while it trains, so that the loss rises first: it has to fall from its peak."""
 TURNS = {
@@ -245,6 +246,14 @@ def grouped(options: dict[str, Any], before: Stack, after: Stack, result: Result
     assert all(isinstance(one, GroupedLinear) and one.bits == options["bits"] for one in found)
 
 
+def few_bits(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:
+    found = [slot.module for slot in dissect(result.model).linears()]
+    assert all(isinstance(one, GroupedLinear) and one.bits in options["choices"] for one in found)
+    weights = [one.in_features * one.out_features for one in found]
+    spent = sum(one.bits * count for one, count in zip(found, weights, strict=True))
+    assert min(options["choices"]) * sum(weights) < spent <= options["bits"] * sum(weights)
+
+
 def rebuilt(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:
     bits = {"int8": 8, "int4": 4, "ternary": 2}
     for block in after.blocks:
@@ -281,6 +290,7 @@ PROMISES = {
     "magnitude": zeros,
     "fake_quant": packed,
     "product_quant": tabled,
+    "group_quant": few_bits,
     "smooth": nothing,
     "int8": packed,
     "codebook": tabled,

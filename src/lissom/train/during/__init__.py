@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lissom.train.during.base import Acting, During
 from lissom.train.during.fake_quant import FakeQuant
+from lissom.train.during.group_quant import GroupQuant
 from lissom.train.during.l0 import L0
 from lissom.train.during.layer_drop import LayerDrop
 from lissom.train.during.magnitude import Magnitude
@@ -17,6 +18,7 @@ __all__ = ["DURING", "Acting", "During"]
 
 DURING: dict[str, type[During]] = {
     "fake_quant": FakeQuant,
+    "group_quant": GroupQuant,
     "l0": L0,
     "layer_drop": LayerDrop,
     "magnitude": Magnitude,
