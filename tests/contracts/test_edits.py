@@ -23,6 +23,7 @@ from lissom.edits import (
     Pack,
     PackBits,
     PackGroups,
+    PackRows,
     PackSplit,
     Palette,
     Record,
@@ -32,6 +33,7 @@ from lissom.edits import (
 from lissom.nn.grouped import grid, round_to
 from lissom.nn.int8 import quantize_rows
 from lissom.nn.low_bit import pack_codes
+from lissom.nn.mixed_bits import pack_runs
 from lissom.nn.palette import pack_indices
 from lissom.nn.split import split
 from tests import tiny
@@ -100,6 +102,19 @@ def pack_bits(anatomy: Anatomy) -> list[Filled]:
     return [(PackBits(bits=2, linears=int8.linears, embeddings=int8.embeddings), tensors)]
 
 
+def pack_rows(anatomy: Anatomy) -> list[Filled]:
+    """The first row in two bits, the next two in eight, the others in none."""
+    tensors: dict[str, Tensor] = {}
+    runs: dict[str, tuple[tuple[int, int], ...]] = {}
+    for slot in anatomy.linears():
+        codes, scale = quantize_rows(slot.weight)
+        codes[0], scale[0] = (codes[0] / 127).round(), scale[0] * 127
+        runs[slot.path] = ((2, 1), (8, 2), (0, len(codes) - 3))
+        tensors[f"{slot.path}.weight"] = pack_runs(codes, runs[slot.path])
+        tensors[f"{slot.path}.weight_scale"] = scale
+    return [(PackRows(runs=runs), tensors)]
+
+
 def palette(anatomy: Anatomy) -> list[Filled]:
     """Eight values spread over the range of each map, and its first and last weight whole."""
     [(int8, _)] = pack(anatomy)
@@ -146,6 +161,7 @@ MAKERS: dict[str, Callable[[Anatomy], list[Filled]]] = {
     "Factorize": factorize,
     "Pack": pack,
     "PackBits": pack_bits,
+    "PackRows": pack_rows,
     "PackGroups": pack_groups,
     "PackSplit": pack_split,
     "Palette": palette,
@@ -200,7 +216,7 @@ def test_an_empty_model_gets_the_same_shapes(kind: str, case: Case) -> None:
     assert empty.config.to_dict() == model.config.to_dict()
 
 
-@pytest.mark.parametrize("stored", ["Pack", "PackBits", "PackGroups", "PackSplit", "Palette"])
+@pytest.mark.parametrize("stored", ["Pack", "PackBits", "PackRows", "PackGroups", "PackSplit", "Palette"])
 @pytest.mark.parametrize("case", ALL_CUT, ids=str)
 def test_all_edits_after_each_other_and_again(case: Case, stored: str) -> None:
     """Everything at once, then cut again what is already cut, thin and packed; the twin follows."""

@@ -27,6 +27,7 @@ from lissom.methods.options import build, plain
 from lissom.nn import Int8Linear, LowRankLinear
 from lissom.nn.grouped import GroupedLinear
 from lissom.nn.low_bit import LowBitLinear
+from lissom.nn.mixed_bits import MixedBitLinear
 from lissom.nn.palette import PaletteLinear
 from lissom.nn.split import SplitInt8Linear
 from lissom.recipe import Recipe, catalogue
@@ -43,7 +44,7 @@ NEW_STUDENT = {"well-read-students"}
 """Recipes that cut nothing: the student is another model, and the original is given as its teacher."""
 LOSES = {
     *("movement", "magnitude", "l0", "fake_quant", "product_quant", "group_quant"),
-    *("replace_modules", "layer_drop", "sub_networks"),
+    *("replace_modules", "layer_drop", "search_bits", "sub_networks"),
 }
 """What takes something away while it trains, so that the loss rises first: it has to fall from its peak."""
 TURNS = {
@@ -235,6 +236,13 @@ def packed(options: dict[str, Any], before: Stack, after: Stack, result: Result)
     assert all(isinstance(one, kind) for one in found)
 
 
+def row_bits(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:
+    found = [slot.module for slot in dissect(result.model).linears()]
+    assert all(isinstance(one, MixedBitLinear) for one in found)
+    stored, weights = sum(one.weight.numel() for one in found), sum(one.in_features * one.out_features for one in found)
+    assert 8 * stored <= options["bits"] * weights * 1.01
+
+
 def tabled(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:
     found = [slot.module for slot in dissect(result.model).linears()]
     assert all(isinstance(one, PaletteLinear) and one.bits == options.get("bits", 8) for one in found)
@@ -291,6 +299,7 @@ PROMISES = {
     "fake_quant": packed,
     "product_quant": tabled,
     "group_quant": few_bits,
+    "search_bits": row_bits,
     "smooth": nothing,
     "int8": packed,
     "codebook": tabled,

@@ -12,6 +12,7 @@ from lissom.edits.edit import EDIT_MISFIT, Edit, Record
 from lissom.edits.editor import Editor
 from lissom.edits.grouped import PackGroups
 from lissom.edits.linear import Factorize, Pack, PackBits
+from lissom.edits.mixed import PackRows
 from lissom.edits.palette import Palette
 from lissom.edits.split import PackSplit
 from lissom.edits.width import KeepHeads, KeepNeurons
@@ -21,7 +22,7 @@ EDITS: dict[str, type[Edit]] = {
     edit.__name__: edit
     for edit in (
         *(KeepLayers, ShareLayers, KeepHeads, KeepNeurons, Factorize),
-        *(Pack, PackBits, PackGroups, PackSplit, Palette),
+        *(Pack, PackBits, PackRows, PackGroups, PackSplit, Palette),
     )
 }
 """Name in a stored record -> class. All kinds of structural change there are."""
@@ -59,6 +60,7 @@ __all__ = [
     "Pack",
     "PackBits",
     "PackGroups",
+    "PackRows",
     "PackSplit",
     "Palette",
     "Record",

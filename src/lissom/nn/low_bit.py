@@ -173,7 +173,8 @@ def weights_held(model: nn.Module) -> dict[int, int]:
     """Id of each packed tensor in `model` -> how many weights it holds, which is more than its bytes."""
     low = [one for one in model.modules() if isinstance(one, LowBitLinear | LowBitEmbedding)]
     places = {id(one.weight_positions): 0 for one in low if hasattr(one, "weight_positions")}  # say where, not how much
-    return places | {id(one.weight): len(one.weight) * one.columns for one in low}
+    rows = [one.out_features if isinstance(one, LowBitLinear) else one.num_embeddings for one in low]
+    return places | {id(one.weight): count * one.columns for one, count in zip(low, rows, strict=True)}
 
 
 def unpack(model: nn.Module) -> None:

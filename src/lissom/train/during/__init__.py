@@ -12,6 +12,7 @@ from lissom.train.during.meta import Meta
 from lissom.train.during.movement import Movement
 from lissom.train.during.product_quant import ProductQuant
 from lissom.train.during.replace_modules import ReplaceModules
+from lissom.train.during.search_bits import SearchBits
 from lissom.train.during.sub_networks import SubNetworks
 
 __all__ = ["DURING", "Acting", "During"]
@@ -26,5 +27,6 @@ DURING: dict[str, type[During]] = {
     "movement": Movement,
     "product_quant": ProductQuant,
     "replace_modules": ReplaceModules,
+    "search_bits": SearchBits,
     "sub_networks": SubNetworks,
 }

@@ -36,6 +36,7 @@ from lissom.train import checkpoint, processes
 from lissom.train.answers import LABELS, one_answer_a_row
 from lissom.train.divergence import divergence
 from lissom.train.during.base import Acting, During
+from lissom.train.during.held import drawn
 from lissom.train.ramp import Ramp, at
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ class _Teaching(Acting):
         rate = self.options.pilot_rate or float(engine.lr_scheduler.get_last_lr()[0])
         if engine.state.global_step % self.options.every or not rate:  # a pilot that stands still teaches nothing
             return
-        quiz = _drawn(engine)
+        quiz = drawn(engine, "meta", "the quiz")
         student, mode = engine.model, engine.model.training
         student.eval()  # type: ignore[no-untyped-call]
         try:
@@ -157,17 +158,6 @@ class _Teaching(Acting):
             number, _, key = name.partition(".")
             moments.setdefault(int(number), {})[key] = one
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
-
-
-def _drawn(engine: Engine) -> dict[str, Tensor]:
-    """A batch of the rows kept back, each at most once, in each process another. Raises LSM-317 without labels."""
-    size = min(engine.args.train_batch_size, len(engine.held))
-    order = torch.randperm(len(engine.held)).roll(-size * processes.number())  # all processes draw the same order
-    rows = engine.held.select(order[:size].tolist()).to_list()
-    if "labels" not in rows[0]:
-        raise LissomError(317, "the quiz needs labels, and the rows have none", place="meta", remedy="Give labels.")
-    batch: dict[str, Tensor] = engine.data_collator(rows)
-    return {name: one.to(engine.args.device) for name, one in batch.items()}
 
 
 def teach(
