@@ -25,6 +25,7 @@ ROWS = ROOT / "results" / "demo.jsonl"
 LOYALTY = "probability_loyalty"
 SEEDS = ROOT / "results" / "distil-seeds.jsonl"
 DISTILLED = ROOT / "results" / "distil.jsonl"
+DECODER = ROOT / "results" / "quantize-decoder.jsonl"
 PICTURE = ROOT / "docs" / "demo.svg"
 REFERENCE = "original"
 WIDTH = 100  # of the help texts, in letters
@@ -239,6 +240,31 @@ def seeds() -> str:
     return f"{table(['student', 'accuracy of three seeds', 'mean', 'mean probability loyalty'], lines)}\n{source}\n"
 
 
+def decoder() -> str:
+    """The table of results/quantize-decoder.jsonl: a decoder in few bits by every method, beside the original."""
+    from lissom.bench.rows import read_rows
+
+    if not DECODER.exists():
+        return "Nothing is measured yet.\n"
+    rows = read_rows([DECODER])
+    start = next(row for row in rows if row["subject"] == REFERENCE)
+    first, lines = _reading(start, "perplexity")["value"], []
+    for row in rows:
+        method, _, bits = row["subject"].partition("-")
+        found = _reading(row, "perplexity")
+        interval = f"{found['value']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
+        more, name = f"{found['value'] / first - 1:+.1%}", f"`{method}`" if bits else method
+        lines.append([bits, name, interval, more if bits else "", f"{_reading(row, 'size_mb')['value']:.0f}"])
+    data = start["data"]
+    about = (
+        f"Measured with `benchmarks/quantize/decoder.sh` on {_reading(start, 'perplexity')['n']} windows of "
+        f"{data['name']}; intervals are 95 %, of each model by itself: all read the same windows, so that differences "
+        f"are surer than they say. Rows in [results/{DECODER.name}](../results/{DECODER.name})."
+    )
+    header = ["bits", "method", "perplexity", "against the original", "MB"]
+    return f"{table(header, lines)}\n{textwrap.fill(about, 118, break_long_words=False)}\n"
+
+
 def _reading(row: dict[str, Any], name: str) -> dict[str, Any]:
     return next(one for one in row["readings"] if one["name"] == name)
 
@@ -383,6 +409,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "recipes": recipes,
     "distilled": distilled,
     "seeds": seeds,
+    "decoder": decoder,
     "metrics": metrics,
     "command line": command_line,
     "result": result,

@@ -3,12 +3,13 @@
 #   benchmarks/quantize/decoder.sh MODEL DATA WORK rows.jsonl
 # MODEL: a causal language model. DATA: a folder with validation.jsonl, to calibrate on, and test_raw.jsonl, whose
 # perplexity is measured. What is finished in WORK is not made again. METHODS="rtn gptq" makes only these. Those that
-# calibrate see SAMPLES (32) blocks of 512 tokens.
+# calibrate see SAMPLES (32) blocks of 512 tokens. ARTICLES=4 measures on the first four articles alone.
 set -euo pipefail
 model=$1 data=$2 work=$3 rows=$4
 mkdir -p "$work/calibration"
 cp "$data/validation.jsonl" "$work/calibration/train.jsonl"
-head -n 1 "$data/validation.jsonl" >"$work/calibration/validation.jsonl" # what each command measures by itself
+# what each command measures by itself
+echo '{"text": "A short text, because perplexity comes from the other one."}' >"$work/calibration/validation.jsonl"
 
 made=()
 for bits in 4 3; do
@@ -28,6 +29,7 @@ done
 [ -n "${ONLY_MAKE:-}" ] && exit 0
 
 ln -sfn "$(realpath "$model")" "$work/original"
-rows=$(realpath -m "$rows") test=$(realpath "$data/test_raw.jsonl")
+rows=$(realpath -m "$rows") test=$(realpath -m "$work/test.jsonl")
+head -n "${ARTICLES:-1000}" "$data/test_raw.jsonl" >"$test"
 cd "$work"
 lissom measure "${made[@]}" --vs original --data "$test" --out "$rows" --metrics perplexity,size_mb,parameters
