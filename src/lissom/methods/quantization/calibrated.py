@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Annotated, ClassVar
 
 import torch
@@ -45,21 +45,26 @@ class Calibrated(Groups):
     def apply(self, editor: Editor, given: Given) -> None:
         """Choose codes block by block, then pack."""
         maps, batches = unpacked_maps(editor, self.skip), list(given.calibration(self.samples))
-        if not maps:
-            return
-        anatomy = editor.anatomy()
-        stored: dict[str, Stored] = {}
-        for step in walk(anatomy, cut(batches, self.rows), targets=self.targets):
-            given.report(step.block.path, len(stored) / len(maps))
+        if maps:
+            self.pack(editor, self._all(editor.anatomy(), maps, cut(batches, self.rows), given))
+
+    def _all(
+        self, anatomy: Anatomy, maps: list[Slot], batches: list[dict[str, Tensor]], given: Given
+    ) -> Iterator[tuple[str, Stored]]:
+        done: set[str] = set()
+        for step in walk(anatomy, batches, targets=self.targets):
+            given.report(step.block.path, len(done) / len(maps))
             own = [slot for slot in maps if slot.path.startswith(f"{step.block.path}.")]
             made = self.chosen(step, own, anatomy)
             for slot in own:  # the blocks after it see what will be stored
                 one = made.get(slot.path) or self.rounded(slot.weight, slot.path)
                 with torch.no_grad():
                     slot.weight.copy_(restore(*one, group=self.group))
-                stored[slot.path] = one
-        stored |= {slot.path: self.rounded(slot.weight, slot.path) for slot in maps if slot.path not in stored}
-        self.pack(editor, stored)
+                done.add(slot.path)
+                yield slot.path, one
+        for slot in maps:
+            if slot.path not in done:
+                yield slot.path, self.rounded(slot.weight, slot.path)
 
 
 def cut(batches: Iterable[dict[str, Tensor]], rows: int) -> list[dict[str, Tensor]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
@@ -84,17 +84,18 @@ class Groups(Method):
             scale, zero = torch.where(better, new_scale, scale), torch.where(better, new_zero, zero)
         return Stored(round_to(weight, scale, zero, bits=self.bits, group=self.group), scale, zero)
 
-    def pack(self, editor: Editor, stored: Mapping[str, Stored]) -> None:
-        """Put packed layers in the place of the maps. stored: path of a map -> its numbers."""
+    def pack(self, editor: Editor, stored: Iterable[tuple[str, Stored]]) -> None:
+        """Put packed layers in the place of the maps. stored: path of a map and its numbers, packed as they come."""
         tensors: dict[str, Tensor] = {}
-        for path, one in stored.items():
+        paths: dict[str, None] = {}
+        for path, one in stored:
+            paths[path] = None
             tensors[f"{path}.weight"] = pack_indices(one.codes, self.bits)
             tensors[f"{path}.weight_scale"], tensors[f"{path}.weight_zero"] = one.scale.half(), one.zero.half()
-        if stored:
-            editor.apply(edits.PackGroups(bits=self.bits, group=self.group, linears=tuple(stored)), tensors)
+        if paths:
+            editor.apply(edits.PackGroups(bits=self.bits, group=self.group, linears=tuple(paths)), tensors)
 
     def preview(self, editor: Editor, given: Given) -> None:
         """The same structure, rounded to the nearest."""
-        self.pack(
-            editor, {slot.path: self.rounded(slot.weight, slot.path) for slot in unpacked_maps(editor, self.skip)}
-        )
+        maps = unpacked_maps(editor, self.skip)
+        self.pack(editor, ((slot.path, self.rounded(slot.weight, slot.path)) for slot in maps))

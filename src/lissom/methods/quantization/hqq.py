@@ -14,12 +14,14 @@ Source: Badri and Shaji 2023, "Half-quadratic quantization of large machine lear
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from lissom.anatomy import Slot
 from lissom.edits import Editor
 from lissom.errors import LissomError
 from lissom.methods.base import Given
@@ -44,15 +46,15 @@ class Hqq(Groups):
 
     def apply(self, editor: Editor, given: Given) -> None:
         """Find the zero points, round and pack every map of the blocks."""
-        maps = unpacked_maps(editor, self.skip)
-        stored = {}
+        self.pack(editor, self._all(unpacked_maps(editor, self.skip), given))
+
+    def _all(self, maps: Sequence[Slot], given: Given) -> Iterator[tuple[str, Stored]]:
         for done, slot in enumerate(maps):
             given.report(slot.path, done / len(maps))
             try:
-                stored[slot.path] = self.optimized(slot.weight.detach().float())
+                yield slot.path, self.optimized(slot.weight.detach().float())
             except ValueError as error:
                 raise LissomError(901, str(error), place=slot.path) from error
-        self.pack(editor, stored)
 
     def optimized(self, weight: Tensor) -> Stored:
         """Codes, scales and zero points for a weight (out, in) float32. Raises ValueError for NaN and infinity."""
