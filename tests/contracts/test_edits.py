@@ -23,6 +23,7 @@ from lissom.edits import (
     Pack,
     PackBits,
     PackGroups,
+    PackInputGroups,
     PackRows,
     PackSplit,
     Palette,
@@ -153,6 +154,20 @@ def pack_split(anatomy: Anatomy) -> list[Filled]:
     return [(PackSplit(columns=dict.fromkeys(slots, 2)), tensors)]
 
 
+def pack_input_groups(anatomy: Anatomy) -> list[Filled]:
+    """Even columns have one scale, odd ones another."""
+    tensors: dict[str, Tensor] = {}
+    linears = tuple(slot.path for slot in anatomy.linears())
+    for path in linears:
+        weight = dense_weight(anatomy.model.get_submodule(path)).detach()
+        codes, scale = quantize_rows(weight)
+        tensors[f"{path}.weight"], tensors[f"{path}.weight_scale"] = pack_codes(codes, 8), scale
+        tensors[f"{path}.input_scale"] = torch.tensor([0.02, 0.03])
+        tensors[f"{path}.input_zero"] = torch.tensor([128, 120], dtype=torch.uint8)
+        tensors[f"{path}.input_group"] = (torch.arange(weight.shape[1]) % 2).to(torch.uint8)
+    return [(PackInputGroups(groups=2, linears=linears), tensors)]
+
+
 MAKERS: dict[str, Callable[[Anatomy], list[Filled]]] = {
     "KeepLayers": keep_layers,
     "ShareLayers": share_layers,
@@ -164,6 +179,7 @@ MAKERS: dict[str, Callable[[Anatomy], list[Filled]]] = {
     "PackRows": pack_rows,
     "PackGroups": pack_groups,
     "PackSplit": pack_split,
+    "PackInputGroups": pack_input_groups,
     "Palette": palette,
 }
 ORDER = ("KeepLayers", "KeepHeads", "KeepNeurons", "Factorize", "Pack")
@@ -216,7 +232,10 @@ def test_an_empty_model_gets_the_same_shapes(kind: str, case: Case) -> None:
     assert empty.config.to_dict() == model.config.to_dict()
 
 
-@pytest.mark.parametrize("stored", ["Pack", "PackBits", "PackRows", "PackGroups", "PackSplit", "Palette"])
+PACKED = ("Pack", "PackBits", "PackRows", "PackGroups", "PackSplit", "PackInputGroups", "Palette")
+
+
+@pytest.mark.parametrize("stored", PACKED)
 @pytest.mark.parametrize("case", ALL_CUT, ids=str)
 def test_all_edits_after_each_other_and_again(case: Case, stored: str) -> None:
     """Everything at once, then cut again what is already cut, thin and packed; the twin follows."""

@@ -35,6 +35,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "smooth": {},
     "int8": {},
     "half": {},
+    "peg": {"groups": 3},
     "rtn": {"group": 8},
     "hqq": {"bits": 3, "group": 16},
     "gptq": {"group": 8},
@@ -107,7 +108,7 @@ def reduced(name: str, variant: str, model: PreTrainedModel, result: PreTrainedM
         assert all(2 * b.attention.kv_heads == a.attention.kv_heads for a, b in blocks(stacks, left))
     elif name == "prune_neurons":
         assert all(2 * b.ffn.width == a.ffn.width for a, b in blocks(stacks, left))
-    elif name in ("int8", "reconstruct"):
+    elif name in ("int8", "reconstruct", "peg"):
         assert all(isinstance(slot.module, Int8Linear) for slot in Editor(result).anatomy().linears())
     elif name == "split_int8":
         assert all(isinstance(slot.module, SplitInt8Linear) for slot in Editor(result).anatomy().linears())

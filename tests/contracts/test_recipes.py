@@ -26,10 +26,12 @@ from lissom.methods import Method
 from lissom.methods.options import build, plain
 from lissom.nn import Int8Linear, LowRankLinear
 from lissom.nn.grouped import GroupedLinear
+from lissom.nn.input_groups import InputGroupsLinear
 from lissom.nn.low_bit import LowBitLinear
 from lissom.nn.mixed_bits import MixedBitLinear
 from lissom.nn.palette import PaletteLinear
 from lissom.nn.split import SplitInt8Linear
+from lissom.nn.static import StaticInt8Linear
 from lissom.recipe import Recipe, catalogue
 from lissom.train.finetune import finetune
 from tests import tiny
@@ -270,6 +272,14 @@ def rebuilt(options: dict[str, Any], before: Stack, after: Stack, result: Result
             assert all(slot.module.per_token == (options["activations"] == "token") for slot in slots)
 
 
+def parted(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:
+    for block in after.blocks:
+        assert all(isinstance(slot.module, StaticInt8Linear) for slot in (block.attention.o, block.ffn.down))
+        for slot in (block.attention.q, block.attention.k, block.attention.v, block.ffn.up):
+            assert isinstance(slot.module, InputGroupsLinear)
+            assert len(slot.module.input_group.unique()) == options["groups"] == 6
+
+
 def divided(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:
     assert all(isinstance(slot.module, SplitInt8Linear) for slot in dissect(result.model).linears())
 
@@ -304,6 +314,7 @@ PROMISES = {
     "int8": packed,
     "codebook": tabled,
     "split_int8": divided,
+    "peg": parted,
     "rtn": grouped,
     "hqq": grouped,
     "gptq": grouped,

@@ -11,6 +11,7 @@ from lissom.edits.depth import KeepLayers, ShareLayers, check_depth, chosen, how
 from lissom.edits.edit import EDIT_MISFIT, Edit, Record
 from lissom.edits.editor import Editor
 from lissom.edits.grouped import PackGroups
+from lissom.edits.input_groups import PackInputGroups
 from lissom.edits.linear import Factorize, Pack, PackBits
 from lissom.edits.mixed import PackRows
 from lissom.edits.palette import Palette
@@ -22,7 +23,7 @@ EDITS: dict[str, type[Edit]] = {
     edit.__name__: edit
     for edit in (
         *(KeepLayers, ShareLayers, KeepHeads, KeepNeurons, Factorize),
-        *(Pack, PackBits, PackRows, PackGroups, PackSplit, Palette),
+        *(Pack, PackBits, PackRows, PackGroups, PackSplit, PackInputGroups, Palette),
     )
 }
 """Name in a stored record -> class. All kinds of structural change there are."""
@@ -60,6 +61,7 @@ __all__ = [
     "Pack",
     "PackBits",
     "PackGroups",
+    "PackInputGroups",
     "PackRows",
     "PackSplit",
     "Palette",

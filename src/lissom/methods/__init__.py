@@ -22,6 +22,7 @@ _CLASSES = {
     "share_layers": "weight_sharing.share_layers.ShareLayers",
     "smooth": "quantization.smooth.Smooth",
     "int8": "quantization.int8.Int8",
+    "peg": "quantization.peg.Peg",
     "rtn": "quantization.rtn.Rtn",
     "hqq": "quantization.hqq.Hqq",
     "gptq": "quantization.gptq.Gptq",

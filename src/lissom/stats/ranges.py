@@ -182,6 +182,24 @@ def histograms(model: nn.Module, slots: Sequence[Slot], batches: Iterable[Mappin
     return found
 
 
+def column_histograms(
+    model: nn.Module,
+    slots: Sequence[Slot],
+    parts: Sequence[Tensor],
+    groups: int,
+    batches: Iterable[Mapping[str, Tensor]],
+) -> list[list[Histogram]]:
+    """What goes into each group of columns of each slot, as `histograms`. parts: the group of each column (in,)."""
+    found = [[Histogram() for _ in range(groups)] for _ in slots]
+
+    def note(place: int, values: Tensor) -> None:
+        for group, one in enumerate(found[place]):
+            one.add(values[:, parts[place] == group])
+
+    _run_on_tokens(model, slots, batches, note)
+    return found
+
+
 def largest_inputs(
     model: nn.Module, slots: Sequence[Slot], batches: Iterable[Mapping[str, Tensor]]
 ) -> list[Tensor | None]:

@@ -86,7 +86,7 @@ class Reconstruct(Method):
         int,
         Field(ge=0, le=1_000_000, description="of training for each row of blocks, on 32 texts each; 0: only round"),
     ] = 200
-    learning_rate: Annotated[float, Field(gt=0, le=1, description="of Adam at first; it falls to zero")] = 1e-4
+    learning_rate: Annotated[float, Field(gt=0, le=1, description="of Adam at first; it falls to zero")] = 3e-4
     samples: Annotated[int, Field(ge=1, le=100_000, description="texts, or blocks of running text")] = 512
 
     def check(self, anatomy: Anatomy, given: Given) -> None:
