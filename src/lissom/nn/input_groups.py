@@ -104,6 +104,6 @@ class _Sum(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., in). Returns (..., out)."""
-        ordered = x.index_select(-1, self.order).split(self.widths, dim=-1)
+        ordered = torch.split(x.index_select(-1, self.order), self.widths, dim=-1)
         answers: list[Tensor] = [part(own) for part, own in zip(self.parts, ordered, strict=True)]
         return functools.reduce(torch.add, answers)
