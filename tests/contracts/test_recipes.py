@@ -25,8 +25,10 @@ from lissom.measure.size import sparsity
 from lissom.methods import Method
 from lissom.methods.options import build, plain
 from lissom.nn import Int8Linear, LowRankLinear
+from lissom.nn.binary import BinaryLinear
 from lissom.nn.grouped import GroupedLinear
 from lissom.nn.input_groups import InputGroupsLinear
+from lissom.nn.levels import AttentionLevels
 from lissom.nn.low_bit import LowBitLinear
 from lissom.nn.mixed_bits import MixedBitLinear
 from lissom.nn.palette import PaletteLinear
@@ -45,7 +47,7 @@ ENCODER_DECODERS = {"dq-bart"}
 NEW_STUDENT = {"well-read-students"}
 """Recipes that cut nothing: the student is another model, and the original is given as its teacher."""
 LOSES = {
-    *("movement", "magnitude", "l0", "fake_quant", "product_quant", "group_quant"),
+    *("movement", "magnitude", "l0", "fake_quant", "product_quant", "group_quant", "binarize", "split_binary"),
     *("replace_modules", "layer_drop", "search_bits", "sub_networks"),
 }
 """What takes something away while it trains, so that the loss rises first: it has to fall from its peak."""
@@ -245,6 +247,20 @@ def row_bits(options: dict[str, Any], before: Stack, after: Stack, result: Resul
     assert 8 * stored <= options["bits"] * weights * 1.01
 
 
+def two_planes(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:
+    found = [slot.module for slot in dissect(result.model).linears()]
+    assert all(isinstance(one, BinaryLinear) and one.planes == 2 and one.levels is None for one in found)
+
+
+def one_bit(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:
+    found = [slot.module for slot in dissect(result.model).linears()]
+    bits = options["bits"][-1]
+    assert all(isinstance(one, BinaryLinear) and one.planes == 1 and one.levels.bits == bits for one in found)
+    attentions = [one for one in result.model.modules() if isinstance(one, AttentionLevels)]
+    assert len(attentions) == len(after.order)
+    assert {one.rule for one in attentions} == {options["attention"]}
+
+
 def tabled(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:
     found = [slot.module for slot in dissect(result.model).linears()]
     assert all(isinstance(one, PaletteLinear) and one.bits == options.get("bits", 8) for one in found)
@@ -310,6 +326,8 @@ PROMISES = {
     "product_quant": tabled,
     "group_quant": few_bits,
     "search_bits": row_bits,
+    "split_binary": two_planes,
+    "binarize": one_bit,
     "smooth": nothing,
     "int8": packed,
     "codebook": tabled,

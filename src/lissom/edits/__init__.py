@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from lissom.edits.binary import LevelAttention, PackBinary
 from lissom.edits.depth import KeepLayers, ShareLayers, check_depth, chosen, how_many
 from lissom.edits.edit import EDIT_MISFIT, Edit, Record
 from lissom.edits.editor import Editor
@@ -23,7 +24,8 @@ EDITS: dict[str, type[Edit]] = {
     edit.__name__: edit
     for edit in (
         *(KeepLayers, ShareLayers, KeepHeads, KeepNeurons, Factorize),
-        *(Pack, PackBits, PackRows, PackGroups, PackSplit, PackInputGroups, Palette),
+        *(Pack, PackBits, PackBinary, PackRows, PackGroups, PackSplit, PackInputGroups, Palette),
+        LevelAttention,
     )
 }
 """Name in a stored record -> class. All kinds of structural change there are."""
@@ -58,7 +60,9 @@ __all__ = [
     "KeepHeads",
     "KeepLayers",
     "KeepNeurons",
+    "LevelAttention",
     "Pack",
+    "PackBinary",
     "PackBits",
     "PackGroups",
     "PackInputGroups",

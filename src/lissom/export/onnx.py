@@ -31,6 +31,7 @@ from lissom.export import graph, parity
 from lissom.export.grouped import IN_GRAPHS, to_blocks
 from lissom.files import write_json
 from lissom.nn import Int8Embedding, Int8Linear
+from lissom.nn.levels import ATTENTION
 from lissom.nn.low_bit import unpack
 from lissom.store.config import first_line
 
@@ -155,7 +156,10 @@ def input_names(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | Non
 @contextlib.contextmanager
 def _as_eager(model: PreTrainedModel, attention: str) -> Iterator[None]:
     """Attention written out, while the model is traced: ONNX Runtime runs that as fast as its own attention operator,
-    and without the guards that torch's fused attention puts around each softmax."""
+    and without the guards that torch's fused attention puts around each softmax. Our own is written out as it is."""
+    if attention == ATTENTION:
+        yield
+        return
     model.set_attn_implementation("eager")
     try:
         yield

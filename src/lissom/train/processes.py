@@ -65,6 +65,11 @@ def summed(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def mean(tensor: Tensor) -> Tensor:
+    """The mean of `tensor` over the processes."""
+    return summed(tensor) / count()
+
+
 def told(number: float, device: torch.device) -> float:
     """`number` of the first process, everywhere: clocks and scores may differ."""
     if count() == 1:

@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig, TrainingArguments, set_seed
 
 from lissom.edits import Editor
 from lissom.errors import LissomError
+from lissom.nn.levels import ATTENTION
 from lissom.train import checkpoint, processes
 from lissom.train.answers import answers, one_answer_a_row
 from lissom.train.cache import digest
@@ -290,6 +291,7 @@ def _untouched(model: PreTrainedModel, teachers: Sequence[PreTrainedModel], *, e
     configs = {id(one): one for one in found if isinstance(one, PreTrainedConfig)}
     caches = [(one, one.use_cache) for one in configs.values() if "use_cache" in vars(one)]
     kinds = [(one, one.config._attn_implementation) for one in (model, *teachers)] if eager else []
+    kinds = [(one, kind) for one, kind in kinds if kind != ATTENTION]  # which gives its maps
     try:
         for config, _ in caches:
             config.use_cache = False

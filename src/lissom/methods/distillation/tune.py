@@ -145,6 +145,12 @@ class Tune(Method):
                 cause = f"{during.name} stands before {after.name}, and rounds what is masked or gated afterwards"
                 raise LissomError(319, cause, place="while", remedy=f"Write {during.name} last.")
         for during in every:
+            if during.alone and len(every) > 1:
+                other = next(one for one in every if one is not during)
+                cause = f"{other.name} stands beside {during.name}, which goes with nothing else"
+                raise LissomError(
+                    319, cause, place="while", remedy="Do one in this step and the other in the one before."
+                )
             if during.teacher and given.teacher is None:
                 cause = f"{during.name} works with a teacher, and there is none"
                 raise LissomError(317, cause, place="while", remedy="Give one.")

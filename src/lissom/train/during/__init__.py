@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lissom.train.during.base import Acting, During
+from lissom.train.during.binarize import Binarize
 from lissom.train.during.fake_quant import FakeQuant
 from lissom.train.during.group_quant import GroupQuant
 from lissom.train.during.l0 import L0
@@ -13,11 +14,13 @@ from lissom.train.during.movement import Movement
 from lissom.train.during.product_quant import ProductQuant
 from lissom.train.during.replace_modules import ReplaceModules
 from lissom.train.during.search_bits import SearchBits
+from lissom.train.during.split_binary import SplitBinary
 from lissom.train.during.sub_networks import SubNetworks
 
 __all__ = ["DURING", "Acting", "During"]
 
 DURING: dict[str, type[During]] = {
+    "binarize": Binarize,
     "fake_quant": FakeQuant,
     "group_quant": GroupQuant,
     "l0": L0,
@@ -28,5 +31,6 @@ DURING: dict[str, type[During]] = {
     "product_quant": ProductQuant,
     "replace_modules": ReplaceModules,
     "search_bits": SearchBits,
+    "split_binary": SplitBinary,
     "sub_networks": SubNetworks,
 }

@@ -81,11 +81,15 @@ class FakeQuant(During):
         Probability,
         Field(description="share of the weights that is rounded in a step, drawn anew (Quant-Noise); or a ramp."),
     ] = 1.0
+    pack: Annotated[
+        bool,
+        Field(description="at the end; false leaves the weights unrounded, for a later step that rounds them anew."),
+    ] = True
 
     @property
     def packs(self) -> bool:
-        """Always: nothing can be trained afterwards."""
-        return True
+        """Nothing can be trained after the weights were packed."""
+        return self.pack
 
     def check(self, anatomy: Anatomy, teacher: PreTrainedModel | None) -> None:
         """Raises LSM-319 for binary weights with trained steps, and for fixed ranges of inputs with few bits."""
@@ -166,6 +170,9 @@ class _Quantizing(Acting):
         return [{"params": steps}] if steps else []
 
     def bake(self) -> None:
+        if not self.options.pack:
+            self.remove()
+            return
         for one in self.made:
             one.train(False).on = True
         self.kept = {module: one.scales(original(module)) for module, one in self.quantizers.items()}
@@ -183,6 +190,8 @@ class _Quantizing(Acting):
 
     def end(self, editor: Editor) -> None:
         """Pack the maps and tables that the model has by now."""
+        if not self.options.pack:
+            return
         tables = [Slot(editor.model, name) for name, one in editor.model.named_modules() if one in self.tables]
         places: dict[tuple[Literal[1, 2, 4, 8], bool, bool], dict[str, list[str]]] = {}
         tensors: dict[str, Tensor] = {}
