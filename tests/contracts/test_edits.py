@@ -20,7 +20,9 @@ from lissom.edits import (
     KeepHeads,
     KeepLayers,
     KeepNeurons,
+    LevelAttention,
     Pack,
+    PackBinary,
     PackBits,
     PackGroups,
     PackInputGroups,
@@ -31,6 +33,7 @@ from lissom.edits import (
     ShareLayers,
     edit_from_json,
 )
+from lissom.nn.fake_quant import quantize
 from lissom.nn.grouped import grid, round_to
 from lissom.nn.int8 import quantize_rows
 from lissom.nn.low_bit import pack_codes
@@ -116,6 +119,28 @@ def pack_rows(anatomy: Anatomy) -> list[Filled]:
     return [(PackRows(runs=runs), tensors)]
 
 
+def pack_binary(anatomy: Anatomy) -> list[Filled]:
+    """Two planes, the signs of the weight and of what they leave; inputs of two bits."""
+    tensors: dict[str, Tensor] = {}
+    linears = tuple(slot.path for slot in anatomy.linears())
+    for path in linears:
+        weight = dense_weight(anatomy.model.get_submodule(path)).detach()
+        first, scale = quantize(weight, "binary")
+        second, small = quantize(weight - first * scale[:, None], "binary")
+        tensors[f"{path}.weight"] = pack_codes(torch.cat([first, second]), 1)
+        tensors[f"{path}.weight_scale"] = torch.cat([scale, small])
+        tensors[f"{path}.levels.scale"], tensors[f"{path}.levels.shift"] = torch.tensor(0.5), torch.tensor(0.01)
+    return [(PackBinary(planes=2, linears=linears, bits=2, positive=linears[:1]), tensors)]
+
+
+def level_attention(anatomy: Anatomy) -> list[Filled]:
+    """Two bits, and a softmax."""
+    blocks = [block for stack in anatomy.stacks for block in stack.blocks]
+    parts = [part for block in blocks for part in (block.attention, block.cross) if part is not None]
+    tensors = {f"{part.path}.levels.{name}.scale": torch.tensor(0.3) for part in parts for name in ("q", "k", "v")}
+    return [(LevelAttention(bits=2, rule="softmax"), tensors)]
+
+
 def palette(anatomy: Anatomy) -> list[Filled]:
     """Eight values spread over the range of each map, and its first and last weight whole."""
     [(int8, _)] = pack(anatomy)
@@ -177,6 +202,8 @@ MAKERS: dict[str, Callable[[Anatomy], list[Filled]]] = {
     "Pack": pack,
     "PackBits": pack_bits,
     "PackRows": pack_rows,
+    "PackBinary": pack_binary,
+    "LevelAttention": level_attention,
     "PackGroups": pack_groups,
     "PackSplit": pack_split,
     "PackInputGroups": pack_input_groups,
@@ -212,6 +239,8 @@ def empty_twin(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def cut_cases(kind: str) -> tuple[Case, ...]:
+    if kind == "LevelAttention":  # where transformers lets attention be replaced
+        return tuple(case for case in BARE if case.model()._supports_attention_backend)
     return ALL_CUT if kind == "KeepLayers" else BARE
 
 
@@ -232,7 +261,7 @@ def test_an_empty_model_gets_the_same_shapes(kind: str, case: Case) -> None:
     assert empty.config.to_dict() == model.config.to_dict()
 
 
-PACKED = ("Pack", "PackBits", "PackRows", "PackGroups", "PackSplit", "PackInputGroups", "Palette")
+PACKED = ("Pack", "PackBits", "PackBinary", "PackRows", "PackGroups", "PackSplit", "PackInputGroups", "Palette")
 
 
 @pytest.mark.parametrize("stored", PACKED)

@@ -94,7 +94,7 @@ class Binarize(During):
 class _Binarizing(Acting):
     """kept: module -> codes and scales of its weight when it was baked.
 
-    taught: the student at the end of the stage before, if there was one.
+    taught: the student at the end of the stage before, if there was one.  loaded: its tensors, from a checkpoint.
     """
 
     def __init__(self, editor: Editor, options: Binarize) -> None:
@@ -113,6 +113,7 @@ class _Binarizing(Acting):
         self.stage = 0
         self.kept: dict[nn.Module, tuple[Tensor, Tensor]] = {}
         self.taught: PreTrainedModel | None = None
+        self.loaded: dict[str, Tensor] = {}
 
     def _attentions(self, anatomy: Anatomy) -> dict[nn.Module, LearnedAttentionLevels]:
         """Levels in each attention layer; layers that share their weights share them."""
@@ -134,13 +135,15 @@ class _Binarizing(Acting):
         count = len(self.options.bits)
         stage = min(int(progress * count + 1e-9), count - 1)
         if stage != self.stage:
-            self.taught = self._copied()
+            self.taught = self._copied(self.options.bits[stage - 1])
+            if self.loaded:
+                checkpoint.fill(self.taught, self.loaded)
             self._set(self.model, self.options.bits[stage])
-            self.stage = stage
+            self.stage, self.loaded = stage, {}
 
-    def _copied(self) -> PreTrainedModel:
+    def _copied(self, bits: int) -> PreTrainedModel:
         made: PreTrainedModel = copy.deepcopy(self.model).eval()  # type: ignore[no-untyped-call]
-        self._set(made, self.options.bits[self.stage])
+        self._set(made, bits)
         for one in made.parameters():
             one.grad = None
         made.requires_grad_(requires_grad=False)
@@ -159,7 +162,7 @@ class _Binarizing(Acting):
     def before(self, engine: Engine, inputs: Mapping[str, Tensor]) -> None:
         """From the second stage on the teacher is the student of the stage before."""
         taught = self.taught
-        if taught is None or engine.teachers[0] is taught:
+        if taught is None or not engine.teachers or engine.teachers[0] is taught:
             return
         if "projections" in engine.reads:
             engine.watches[id(taught)] = engine.watching.enter_context(Watch(taught))
@@ -171,9 +174,7 @@ class _Binarizing(Acting):
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Of a run in its second stage or later; the number of the stage comes by `at`."""
-        if state:
-            self.taught = self._copied()
-            checkpoint.fill(self.taught, {name.removeprefix("taught."): one for name, one in state.items()})
+        self.loaded = {name.removeprefix("taught."): one for name, one in state.items()}
 
     def bake(self) -> None:
         for module in (*self.linears, *self.tables):
