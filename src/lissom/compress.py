@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ from lissom.methods import Given
 from lissom.recipe import Recipe, StepRecord
 from lissom.runtime import TorchRunner
 from lissom.store import load, load_tokenizer, save
+from lissom.trial import tried
 
 if TYPE_CHECKING:
     from torch import nn
@@ -166,7 +168,14 @@ def compress(
     with tempfile.TemporaryDirectory(prefix="lissom-") as own:
         place = work or Path(own)
         place.mkdir(parents=True, exist_ok=True)
-        told = dataclasses.replace(given, work=place, report=lambda what, done: report(what, done * (1 - _MEASURED)))
+        told = dataclasses.replace(
+            given,
+            work=place,
+            report=lambda what, done: report(what, done * (1 - _MEASURED)),
+            trial=None
+            if found is None or reader is None
+            else functools.partial(tried, data=found, tokenizer=reader, max_length=max_length, seed=seed),
+        )
         editor = Editor(student)
         steps = plan.run(editor, told)
     rows: Sequence[Row] = ()

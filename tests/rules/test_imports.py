@@ -24,7 +24,7 @@ LAYERS = (
     {"recipe"},
     {"runtime"},
     {"export", "measure", "gate"},
-    {"bench"},
+    {"bench", "trial"},
     {"compress", "forms"},
     {"plan", "check", "doctor"},
     {"search", "demo"},

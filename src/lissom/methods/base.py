@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -43,6 +43,32 @@ class Need(enum.Enum):
     TEACHER = "teacher"  # the original model, still whole
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trial:
+    """How one form of a model did in one engine on this machine.
+
+    texts_per_s: the median over rounds, with its interval.  loyalty: share of the answers that agree with the
+    unrounded model's.  Both are None where the form did not run, and `why` says why.
+    """
+
+    form: str
+    engine: str
+    texts_per_s: float | None = None
+    low: float | None = None
+    high: float | None = None
+    loyalty: float | None = None
+    why: str = ""
+
+    def words(self) -> str:
+        """On one line."""
+        if self.texts_per_s is None or self.loyalty is None or self.low is None or self.high is None:
+            return f"{self.form} in {self.engine}: {self.why}"
+        pace, low, high = (
+            f"{one:,.0f}" if one >= 100 else f"{one:.3g}" for one in (self.texts_per_s, self.low, self.high)
+        )
+        return f"{self.form} in {self.engine}: {pace} texts/s ({low} to {high}), loyalty {self.loyalty:.3f}"
+
+
 def _silent(what: str, fraction: float) -> None:
     """Reports progress to nobody."""
 
@@ -57,6 +83,8 @@ class Given:
     teachers: further ones, for objectives that learn from several.
     work: a folder for checkpoints and caches; it belongs to this run.
     report: called with a short phrase and the fraction of this step that is done (0 to 1).
+    trial: times forms of a model, by name, the unrounded one first, in the engines of this machine; None where nothing
+        can be measured.
     """
 
     data: Data | None = None
@@ -68,6 +96,7 @@ class Given:
     max_length: int = 128
     work: Path = Path()
     report: Callable[[str, float], None] = _silent
+    trial: Callable[[Mapping[str, PreTrainedModel]], Sequence[Trial]] | None = None
 
     def calibration(self, samples: int, *, labelled: bool = False) -> Iterator[dict[str, Tensor]]:
         """Batches of at most `samples` texts on the device, see `lissom.stats.batches.calibration_batches`.

@@ -11,9 +11,11 @@ DynamicQuantizeLinear and QuantizeLinear of ONNX; `lissom.stats.ranges` for the 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -21,13 +23,18 @@ from lissom import edits
 from lissom.anatomy import Anatomy, Slot, token_table
 from lissom.edits import Editor
 from lissom.errors import LissomError
-from lissom.methods.base import Given, Method, Stage
+from lissom.methods.base import Given, Method, Stage, Trial
 from lissom.methods.quantization.maps import Skip, check_skip, unpacked_maps
 from lissom.nn.int8 import quantize_rows
 from lissom.stats.ranges import Calibrator, find_range, histograms, same_inputs, scale_and_zero
+from lissom.stats.sensitivity import answers_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LEAST = 8
 """Texts that ranges are found on, at the least."""
+_COMPARED = ("classification", "tagging", "question_answering")
 _REMEDY = "Give texts of the kind that the model is for, or choose mode: dynamic."
 
 
@@ -41,8 +48,11 @@ class Int8(Method):
     source: ClassVar[str] = "Jacob et al. 2018, section 2; Zafrir et al. 2019"
 
     mode: Annotated[
-        Literal["dynamic", "static"],
-        Field(description="by what range activations are quantized: that which they have, or one found on texts"),
+        Literal["dynamic", "static", "auto"],
+        Field(
+            description="by what range activations are quantized: that which they have, or one found on texts; auto: "
+            "what is fastest here, or neither"
+        ),
     ] = "dynamic"
     per: Annotated[
         Literal["tensor", "token"],
@@ -51,6 +61,9 @@ class Int8(Method):
     calibrator: Annotated[Calibrator, Field(description="static: how much of the range that texts show is covered")] = (
         "percentile"
     )
+    loyalty: Annotated[
+        float, Field(ge=0, le=1, description="auto: share of texts that must get the answer of the unrounded model")
+    ] = 0.985
     samples: Annotated[int, Field(ge=LEAST, le=100_000, description="static: texts that are looked at")] = 128
     embeddings: Annotated[bool, Field(description="also the token table, often half of a small model's bytes")] = True
     bits: Annotated[
@@ -63,21 +76,59 @@ class Int8(Method):
         """Raises LSM-317 when ranges are to be found and there are no texts, LSM-318 for an unknown map to skip,
         LSM-315 for a fixed range a token."""
         check_skip(anatomy, self.skip)
-        if self.mode == "static" and self.per == "token":
+        if self.mode != "dynamic" and self.per == "token":
             cause = "a range that is fixed beforehand is no token's own"
             raise LissomError(315, cause, place="int8.per", remedy="Write per: tensor, or mode: dynamic.")
-        if self.mode == "static" and (given.data is None or given.tokenizer is None):
-            cause = "int8: {mode: static} finds the ranges of activations on texts"
+        if self.mode != "dynamic" and (given.data is None or given.tokenizer is None):
+            cause = f"int8: {{mode: {self.mode}}} looks at texts"
             raise LissomError(317, cause, remedy="Give --data, or choose mode: dynamic.")
+        if self.mode == "auto" and given.data is not None and given.data.task.kind not in _COMPARED:
+            task = given.data.task.kind.replace("_", " ")
+            cause = f"mode: auto compares answers one by one, and those of {task} are neither alike nor different"
+            raise LissomError(315, cause, place="int8.mode", remedy="Choose dynamic or static.")
 
-    def apply(self, editor: Editor, given: Given) -> None:
-        """Quantize the weights and replace the modules."""
+    def apply(self, editor: Editor, given: Given) -> dict[str, Any] | None:
+        """Quantize the weights and replace the modules. `auto` says what was tried, and why one was taken."""
+        if self.mode == "auto":
+            return self._fastest(editor, given)
         slots = unpacked_maps(editor, self.skip)
         tensors = self._ranges(editor, given, slots) if self.mode == "static" and slots else {}
         self._pack(editor, slots, tensors)
+        return None
+
+    def _fastest(self, editor: Editor, given: Given) -> dict[str, Any]:
+        """Try float32, dynamic, and static with the calibrator that keeps most answers; take the fastest loyal one."""
+        if given.trial is None:
+            cause = "mode: auto measures on this machine, and nothing was given to measure with"
+            raise LissomError(317, cause, remedy="Run it by compress, with data, or choose dynamic or static.")
+        steps = {"dynamic": dataclasses.replace(self, mode="dynamic")}
+        models = {"float32": copy.deepcopy(editor.model)}
+        models["dynamic"] = _packed(editor, given, steps["dynamic"])
+        batches = self._batches(editor, given)
+        best = -1.0
+        for calibrator in get_args(Calibrator):
+            step = dataclasses.replace(self, mode="static", calibrator=calibrator)
+            made = _packed(editor, given, step)
+            alike = _agreement(models["float32"], made, batches)
+            if alike > best:
+                best, models["static"], steps["static"] = alike, made, step
+        tried = given.trial(models)
+        loyal = [one for one in tried if one.texts_per_s is not None and (one.loyalty or 0.0) >= self.loyalty]
+        if not loyal:
+            cause = f"no form keeps {self.loyalty:g} of the answers and runs here: {'; '.join(map(Trial.words, tried))}"
+            raise LissomError(501, cause, place="int8.mode", remedy="Lower loyalty, or choose dynamic or static.")
+        taken = max(loyal, key=lambda one: one.texts_per_s or 0.0)
+        if taken.form in steps:
+            steps[taken.form].apply(editor, given)
+        form = f"static ({steps['static'].calibrator})" if taken.form == "static" else taken.form
+        return {
+            "taken": f"{form} in {taken.engine}, the fastest with loyalty >= {self.loyalty:g}",
+            "tried": "; ".join(one.words() for one in tried),
+            "trials": {f"{one.form} in {one.engine}": dataclasses.asdict(one) for one in tried},
+        }
 
     def preview(self, editor: Editor, given: Given) -> None:
-        """The same structure; ranges are not looked for."""
+        """The same structure; ranges are not looked for, and `auto` is shown as dynamic."""
         self._pack(editor, unpacked_maps(editor, self.skip), {})
 
     def _pack(self, editor: Editor, slots: list[Slot], tensors: dict[str, Tensor]) -> None:
@@ -121,6 +172,24 @@ class Int8(Method):
         if config.is_encoder_decoder and editor.model.can_generate():  # its decoder reads the same text
             made = [{**one, "decoder_input_ids": one["input_ids"]} for one in made]
         return made
+
+
+def _packed(editor: Editor, given: Given, step: Int8) -> PreTrainedModel:
+    """A copy of the model after `step`."""
+    made = Editor(copy.deepcopy(editor.model))
+    step.apply(made, given)
+    return made.model
+
+
+def _agreement(one: PreTrainedModel, other: PreTrainedModel, batches: list[dict[str, Tensor]]) -> float:
+    """Share of the answers for which two models have the same largest logit."""
+    same, count = 0, 0
+    with torch.inference_mode():
+        for batch in batches:
+            for first, second in zip(answers_of(one, batch).values(), answers_of(other, batch).values(), strict=True):
+                same += int((first.argmax(-1) == second.argmax(-1)).sum())
+                count += first[..., 0].numel()
+    return same / max(count, 1)
 
 
 def _quantize(weight: Tensor, path: str, tensors: dict[str, Tensor], largest: int = 127) -> None:
