@@ -96,7 +96,7 @@ def test_it_needs_something_to_measure_with_texts_and_labels():
     alone = dataclasses.replace(given(FIGURES), trial=None)
     with pytest.raises(LissomError, match="LSM-317 mode: auto measures on this machine"):
         Int8(mode="auto").apply(editor, alone)
-    with pytest.raises(LissomError, match=r"LSM-317 int8: \{mode: auto\} looks at texts"):
+    with pytest.raises(LissomError, match=r"LSM-317 int8: \{mode: auto\} finds the ranges"):
         Int8(mode="auto").check(editor.anatomy(), Given())
     words = Given(data=load_data({"train": {"text": ["one two"] * 12}}), tokenizer=tiny.tokenizer())
     with pytest.raises(LissomError, match=r"LSM-315 int8\.mode: .*language modelling"):

@@ -80,7 +80,7 @@ class Int8(Method):
             cause = "a range that is fixed beforehand is no token's own"
             raise LissomError(315, cause, place="int8.per", remedy="Write per: tensor, or mode: dynamic.")
         if self.mode != "dynamic" and (given.data is None or given.tokenizer is None):
-            cause = f"int8: {{mode: {self.mode}}} looks at texts"
+            cause = f"int8: {{mode: {self.mode}}} finds the ranges of activations on texts"
             raise LissomError(317, cause, remedy="Give --data, or choose mode: dynamic.")
         if self.mode == "auto" and given.data is not None and given.data.task.kind not in _COMPARED:
             task = given.data.task.kind.replace("_", " ")

@@ -27,6 +27,7 @@ from lissom.anatomy import Anatomy, Slot
 from lissom.edits import Editor
 from lissom.errors import LissomError
 from lissom.methods.base import Given, Method, Need, Stage
+from lissom.methods.quantization.calibrated import hessians_of
 from lissom.methods.quantization.gptq import Gptq
 from lissom.methods.quantization.groups import SPEED, Groups
 from lissom.methods.quantization.hqq import Hqq
@@ -35,7 +36,6 @@ from lissom.methods.quantization.rtn import Rtn
 from lissom.nn.grouped import groups_of, restore
 from lissom.stats.blocks import walk
 from lissom.stats.curvature import answer_weights, block_weights, omegas
-from lissom.stats.hessian import Hessians
 from lissom.stats.widths import choose_widths
 
 Width = Literal[2, 3, 4, 8]
@@ -122,20 +122,15 @@ class Mixed(Method):
         for step in walk(editor.anatomy(), batches):
             given.report(step.block.path, 0.5 * len(found) / len(maps))
             own = [slot for slot in maps if slot.path.startswith(f"{step.block.path}.")]
-            sums = Hessians(own)
-            try:
-                step.run(lambda mask, sums=sums: setattr(sums, "mask", mask))  # type: ignore[misc]
-            finally:
-                sums.close()
+            hessians = hessians_of(step, own)
             for slot in own:
-                hessian = sums.of(slot.path)
+                hessian = hessians.get(slot.path)
                 found[slot.path] = [
                     0.0 if hessian is None else float(rows[slot.path] @ _row_errors(change, hessian))
                     for change in self._changes(slot)
                 ]
                 if not all(map(math.isfinite, found[slot.path])):
-                    cause = "weights or inputs hold NaN or infinity on a calibration text"
-                    raise LissomError(901, cause, place=slot.path)
+                    raise LissomError(901, "the answers bend by NaN or infinity with its outputs", place=slot.path)
         return found
 
     def _bent(self, editor: Editor, given: Given, maps: list[Slot]) -> Damages:
