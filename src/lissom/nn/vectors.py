@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 _ROUNDS = 15
 _EACH = 256  # sub-vectors for each vector of the table that k-means looks at
-_AT_ONCE = 65_536  # sub-vectors whose distances to the table are in memory at a time
+_AT_ONCE = 2048  # sub-vectors whose distances to the table are in memory at a time: they stay in the cache
 
 
 def nearest(vectors: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
