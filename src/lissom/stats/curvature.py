@@ -26,7 +26,8 @@ from lissom.errors import LissomError
 from lissom.stats.sensitivity import answers_of
 
 SLICES = 10  # as published
-_ROUNDS = 20  # of power iteration at most
+_ROUNDS = 20  # of power iteration at most, on the first slice
+_AGAIN = 4  # on the others, which begin with the vector of the one before
 _CLOSE = 1e-2  # relative change of the eigenvalue at which it ends
 
 Weights = Mapping[str, Sequence[nn.Parameter]]
@@ -72,7 +73,9 @@ def omegas(
                 report("curvature of the loss", number / len(pieces))
                 slopes = _slopes(model, {name: weights[name] for name in found}, piece)
                 for name, values in found.items():
-                    value, starts[name] = _largest(slopes[name], weights[name], starts[name])
+                    value, starts[name] = _largest(
+                        slopes[name], weights[name], starts[name], _AGAIN if number else _ROUNDS
+                    )
                     values.append(value)
     finally:
         model.train(training)
@@ -116,7 +119,7 @@ def _slopes(model: nn.Module, weights: Weights, batch: Mapping[str, Tensor]) -> 
 
 
 def _largest(
-    slopes: Sequence[Tensor], weights: Sequence[nn.Parameter], start: Sequence[Tensor]
+    slopes: Sequence[Tensor], weights: Sequence[nn.Parameter], start: Sequence[Tensor], rounds: int = _ROUNDS
 ) -> tuple[float, list[Tensor]]:
     """The eigenvalue of largest magnitude of the Hessian by `weights`, of whose loss `slopes` are the gradients.
 
@@ -125,7 +128,7 @@ def _largest(
     vector = [one.to(weight) for one, weight in zip(start, weights, strict=True)]
     bent = [one for one in slopes if one.requires_grad]
     value = 0.0
-    for _ in range(_ROUNDS if bent else 0):
+    for _ in range(rounds if bent else 0):
         size = _length(vector)
         vector = [one / size for one in vector]
         along = [one for one, slope in zip(vector, slopes, strict=True) if slope.requires_grad]
