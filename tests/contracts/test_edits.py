@@ -26,6 +26,7 @@ from lissom.edits import (
     PackBits,
     PackGroups,
     PackInputGroups,
+    PackInteger,
     PackRows,
     PackSplit,
     Palette,
@@ -44,6 +45,8 @@ from tests import tiny
 from tests.contracts.cases import BARE, Case
 
 Filled = tuple[Edit, dict[str, Tensor]]
+WHOLE = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
+"""Variants that can compute with whole numbers alone."""
 ALL_CUT = tuple(case for case in BARE if not {"num_hidden_groups", "inner_group_num"} & dict(case.changes).keys())
 """Cases in which layers can be dropped."""
 
@@ -193,6 +196,12 @@ def pack_input_groups(anatomy: Anatomy) -> list[Filled]:
     return [(PackInputGroups(groups=2, linears=linears), tensors)]
 
 
+def pack_integer(anatomy: Anatomy) -> list[Filled]:
+    """Whole numbers that nobody chose: the weights are those of int8, and everything is scaled by one half."""
+    [(int8, tensors)] = pack(anatomy)
+    return [(PackInteger(), {name: one for name, one in tensors.items() if name.rpartition(".")[0] in int8.linears})]
+
+
 MAKERS: dict[str, Callable[[Anatomy], list[Filled]]] = {
     "KeepLayers": keep_layers,
     "ShareLayers": share_layers,
@@ -208,6 +217,7 @@ MAKERS: dict[str, Callable[[Anatomy], list[Filled]]] = {
     "PackSplit": pack_split,
     "PackInputGroups": pack_input_groups,
     "Palette": palette,
+    "PackInteger": pack_integer,
 }
 ORDER = ("KeepLayers", "KeepHeads", "KeepNeurons", "Factorize", "Pack")
 
@@ -241,6 +251,8 @@ def empty_twin(model: PreTrainedModel) -> PreTrainedModel:
 def cut_cases(kind: str) -> tuple[Case, ...]:
     if kind == "LevelAttention":  # where transformers lets attention be replaced
         return tuple(case for case in BARE if case.model()._supports_attention_backend)
+    if kind == "PackInteger":
+        return tuple(case for case in BARE if case.variant in WHOLE and not dict(case.changes).get("is_decoder"))
     return ALL_CUT if kind == "KeepLayers" else BARE
 
 

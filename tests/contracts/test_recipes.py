@@ -29,6 +29,7 @@ from lissom.nn.binary import BinaryLinear
 from lissom.nn.grouped import GroupedLinear
 from lissom.nn.input_groups import InputGroupsLinear
 from lissom.nn.levels import AttentionLevels
+from lissom.nn.integer_layers import IntegerLinear
 from lissom.nn.low_bit import LowBitLinear
 from lissom.nn.mixed_bits import MixedBitLinear
 from lissom.nn.palette import PaletteLinear
@@ -41,7 +42,7 @@ from tests import tiny
 READY = [entry["id"] for entry in catalogue() if entry["status"] == "ready"]
 GENERATE = {"sequence-kd", "gkd", "imitkd", "minillm", "distillm"}
 """For models that go on with a text."""
-ENCODERS_ONLY = {"mixkd"}
+ENCODERS_ONLY = {"mixkd", "i-bert"}
 ENCODER_DECODERS = {"dq-bart"}
 """For models that have both."""
 NEW_STUDENT = {"well-read-students"}
@@ -300,6 +301,10 @@ def divided(options: dict[str, Any], before: Stack, after: Stack, result: Result
     assert all(isinstance(slot.module, SplitInt8Linear) for slot in dissect(result.model).linears())
 
 
+def whole(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:
+    assert all(isinstance(slot.module, IntegerLinear) for slot in dissect(result.model).linears())
+
+
 def thin(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:
     assert all(isinstance(slot.module, LowRankLinear) for slot in dissect(result.model).linears())
 
@@ -333,6 +338,7 @@ PROMISES = {
     "codebook": tabled,
     "split_int8": divided,
     "peg": parted,
+    "integer": whole,
     "rtn": grouped,
     "hqq": grouped,
     "gptq": grouped,

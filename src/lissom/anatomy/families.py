@@ -81,6 +81,7 @@ class Family:
     """A family of architectures. types: the `model_type`s of transformers that it covers.
 
     as_wide: config entries, besides `hidden_size`, that must be equal to it.
+    integer: whether the layers of `lissom.nn.integer_layers` can stand for those of its blocks, and have their names.
     ignored: modules with a 2-D weight that is neither a slot nor looked up by id, by the end of their path, and why.
     """
 
@@ -89,6 +90,7 @@ class Family:
     stacks: tuple[StackRecord, ...]
     ignored: tuple[tuple[str, str], ...] = ()
     as_wide: tuple[str, ...] = ()
+    integer: bool = False
 
 
 def _bert_attention(path: str) -> AttentionRecord:
@@ -120,6 +122,7 @@ _BERT = Family(
             ffn=(_BERT_FFN,),
         ),
     ),
+    integer=True,
 )
 
 _DISTILBERT = Family(

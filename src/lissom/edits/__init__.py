@@ -13,6 +13,7 @@ from lissom.edits.edit import EDIT_MISFIT, Edit, Record
 from lissom.edits.editor import Editor
 from lissom.edits.grouped import PackGroups
 from lissom.edits.input_groups import PackInputGroups
+from lissom.edits.integer import PackInteger
 from lissom.edits.linear import Factorize, Pack, PackBits
 from lissom.edits.mixed import PackRows
 from lissom.edits.palette import Palette
@@ -25,7 +26,7 @@ EDITS: dict[str, type[Edit]] = {
     for edit in (
         *(KeepLayers, ShareLayers, KeepHeads, KeepNeurons, Factorize),
         *(Pack, PackBits, PackBinary, PackRows, PackGroups, PackSplit, PackInputGroups, Palette),
-        LevelAttention,
+        *(LevelAttention, PackInteger),
     )
 }
 """Name in a stored record -> class. All kinds of structural change there are."""
@@ -66,6 +67,7 @@ __all__ = [
     "PackBits",
     "PackGroups",
     "PackInputGroups",
+    "PackInteger",
     "PackRows",
     "PackSplit",
     "Palette",

@@ -26,6 +26,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         torch.ops.lissom.int8_linear.default: _int8_linear,
         torch.ops.lissom.token_int8_linear.default: _token_int8_linear,
         torch.ops.lissom.static_int8_linear.default: _static_int8_linear,
+        torch.ops.lissom.integer_product.default: _integer_product,
         torch.ops.lissom.bilstm.default: _bilstm,
     }
 
@@ -69,6 +70,10 @@ def _static_int8_linear(  # noqa: PLR0917 - torch.onnx gives the parts of an ope
     rounded = op.DequantizeLinear(op.QuantizeLinear(x, input_scale, input_zero), input_scale, input_zero)
     y = op.MatMul(rounded, op.DequantizeLinear(op.Transpose(weight, perm=[1, 0]), weight_scale, axis=1))
     return y if bias is None else op.Add(y, bias)
+
+
+def _integer_product(a: Any, b: Any) -> Any:
+    return op.Cast(op.MatMulInteger(a, b), to=ir.DataType.INT64)
 
 
 def unrounded(file: bytes) -> bytes | None:

@@ -33,6 +33,7 @@ _CLASSES = {
     "half": "quantization.half.Half",
     "codebook": "quantization.codebook.Codebook",
     "split_int8": "quantization.split_int8.SplitInt8",
+    "integer": "quantization.integer.Integer",
     "fresh_student": "distillation.fresh_student.FreshStudent",
     "bilstm_student": "distillation.bilstm_student.BilstmStudent",
     "tune": "distillation.tune.Tune",
