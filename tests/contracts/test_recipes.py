@@ -28,8 +28,8 @@ from lissom.nn import Int8Linear, LowRankLinear
 from lissom.nn.binary import BinaryLinear
 from lissom.nn.grouped import GroupedLinear
 from lissom.nn.input_groups import InputGroupsLinear
-from lissom.nn.levels import AttentionLevels
 from lissom.nn.integer_layers import IntegerLinear
+from lissom.nn.levels import AttentionLevels
 from lissom.nn.low_bit import LowBitLinear
 from lissom.nn.mixed_bits import MixedBitLinear
 from lissom.nn.palette import PaletteLinear
