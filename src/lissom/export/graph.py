@@ -12,12 +12,39 @@ from onnx import helper
 from onnx_ir.passes import common as common_passes
 from onnxscript import opset20 as op
 from onnxscript import optimizer
+from onnxscript.values import Op, Opset
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _ANY = 2**31  # no limit: the whole graph is smaller
 OPSET = 20  # the first with Gelu; every ONNX Runtime since 1.17 reads it
+
+
+def _int8_product() -> Op:
+    """ONNX Runtime's MatMulIntegerToFloat: (a - a_zero) · b · a_scale · b_scale + bias, for a uint8 and b int8."""
+    one = onnx.defs.OpSchema.FormalParameterOption.Single
+    maybe = onnx.defs.OpSchema.FormalParameterOption.Optional
+    inputs = (
+        ("A", "tensor(uint8)", one),
+        ("B", "tensor(int8)", one),
+        ("a_scale", "tensor(float)", one),
+        ("b_scale", "tensor(float)", one),
+        ("a_zero_point", "tensor(uint8)", maybe),
+        ("b_zero_point", "tensor(int8)", maybe),
+        ("bias", "tensor(float)", maybe),
+    )
+    schema = onnx.defs.OpSchema(
+        "MatMulIntegerToFloat",
+        "com.microsoft",
+        1,
+        inputs=[onnx.defs.OpSchema.FormalParameter(name, kind, param_option=how) for name, kind, how in inputs],
+        outputs=[onnx.defs.OpSchema.FormalParameter("Y", "tensor(float)")],
+    )
+    return Op(Opset(schema.domain, 1), schema.name, schema)
+
+
+_INT8_PRODUCT = _int8_product()
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -65,11 +92,12 @@ def _token_int8_linear(x: Any, weight: Any, weight_scale: Any, bias: Any) -> Any
 def _static_int8_linear(  # noqa: PLR0917 - torch.onnx gives the parts of an operator by position
     x: Any, weight: Any, weight_scale: Any, bias: Any, input_scale: Any, input_zero: Any
 ) -> Any:
-    # Quantized and at once decoded on both sides: what ONNX Runtime and OpenVINO both take for a product of whole
-    # numbers. Maps that read one input share its scale, so that it is quantized once.
-    rounded = op.DequantizeLinear(op.QuantizeLinear(x, input_scale, input_zero), input_scale, input_zero)
-    y = op.MatMul(rounded, op.DequantizeLinear(op.Transpose(weight, perm=[1, 0]), weight_scale, axis=1))
-    return y if bias is None else op.Add(y, bias)
+    # One product with its bias, an operator of ONNX Runtime that OpenVINO reads as well. Of the standard form, products
+    # of decoded codes, ONNX Runtime makes the same operator, but leaves the bias outside, and the sum with it takes as
+    # long as the quantizing. Maps that read one input share its scale, so that it is quantized once.
+    codes = op.QuantizeLinear(x, input_scale, input_zero)
+    turned = op.Transpose(weight, perm=[1, 0])
+    return _INT8_PRODUCT(codes, turned, input_scale, weight_scale, input_zero, None, bias)
 
 
 def _integer_product(a: Any, b: Any) -> Any:
@@ -80,7 +108,8 @@ def unrounded(file: bytes) -> bytes | None:
     """The same graph with the activations of int8 layers left as they come; None when it has no such layers."""
     model = onnx.load_from_string(file)
     nodes: list[onnx.NodeProto] = []
-    fixed: set[str] = set()  # what was codes at a fixed scale
+    if not any(node.op_type in {"QuantizeLinear", "MatMulInteger"} for node in model.graph.node):
+        return None
     tokens = _token_codes(model.graph)
     for node in model.graph.node:
         if tokens.intersection(node.output):
@@ -91,15 +120,8 @@ def unrounded(file: bytes) -> bytes | None:
             nodes.append(helper.make_node("Constant", [], [scale], value_float=1.0))
         elif node.op_type == "QuantizeLinear":
             nodes.append(helper.make_node("Identity", node.input[:1], node.output))
-            fixed.update(node.output)
-        elif node.op_type == "DequantizeLinear" and node.input[0] in fixed:
-            nodes.append(helper.make_node("Identity", node.input[:1], node.output))
-        elif node.op_type == "DequantizeLinear" and len(node.input) == 2:
-            # The weights of such a layer, written so that ONNX Runtime does not find a product with few bits in it:
-            # it would round the inputs itself.
-            codes, scale = node.input
-            nodes.append(helper.make_node("Cast", [codes], [f"{codes}_float"], to=onnx.TensorProto.FLOAT))
-            nodes.append(helper.make_node("Mul", [f"{codes}_float", scale], node.output))
+        elif node.op_type == "MatMulIntegerToFloat":
+            nodes.extend(_in_float(node))
         elif node.op_type == "MatMulInteger":
             left, right = node.input[:2]
             cast = f"{node.output[0]}_weight"
@@ -107,8 +129,6 @@ def unrounded(file: bytes) -> bytes | None:
             nodes.append(helper.make_node("MatMul", [left, cast], node.output))
         else:
             nodes.append(node)
-    if not fixed and len(nodes) == len(model.graph.node):
-        return None
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     data: bytes = model.SerializeToString()
@@ -131,6 +151,18 @@ def _token_codes(graph: onnx.GraphProto) -> set[str]:
         else:
             found.update(steps)
     return found
+
+
+def _in_float(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """What a MatMulIntegerToFloat computes when its first input is not codes but what they stand for."""
+    x, codes, _, scale, _, _, *bias = node.input
+    made, out = node.output[0], node.output
+    nodes = [
+        helper.make_node("Cast", [codes], [f"{made}_codes"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Mul", [f"{made}_codes", scale], [f"{made}_weight"]),
+        helper.make_node("MatMul", [x, f"{made}_weight"], [f"{made}_product"] if bias else out),
+    ]
+    return [*nodes, helper.make_node("Add", [f"{made}_product", *bias], out)] if bias else nodes
 
 
 def polish(model: ir.Model) -> bytes:

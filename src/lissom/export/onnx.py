@@ -3,10 +3,10 @@
     config.json  tokenizer files  onnx/model.onnx | onnx/model_quantized.onnx  lissom.json
 
 A model with int8 layers gives `model_quantized.onnx`, which holds the same int8 codes and scales and runs them by
-DynamicQuantizeLinear and MatMulInteger, or, where the scales of inputs are fixed, by QuantizeLinear, DequantizeLinear
-and MatMul, which engines fuse; other models give `model.onnx` in float32. Layers of fewer bits are written as
-the int8 ones that they unpack to, or in float32 where their inputs are not rounded. Standard operators only, opset 20,
-but for layers whose bits come in groups: they keep them, in ONNX Runtime's own MatMulNBits (`lissom.export.grouped`).
+DynamicQuantizeLinear and MatMulInteger, or, where the scales of inputs are fixed, by QuantizeLinear and ONNX Runtime's
+own MatMulIntegerToFloat, which OpenVINO reads as well; other models give `model.onnx` in float32. Layers of fewer bits
+are written as the int8 ones that they unpack to, or in float32 where their inputs are not rounded; layers whose bits
+come in groups keep them, in ONNX Runtime's own MatMulNBits (`lissom.export.grouped`). All else is standard, opset 20.
 Encoders with any of the usual heads, and decoders as a whole text at once (no cache: for scoring and classifying, not
 for generating). Inputs: `input_ids`, `attention_mask` and what else the tokenizer gives. Outputs: `logits`;
 `start_logits` and `end_logits`; or `last_hidden_state`.
