@@ -150,13 +150,19 @@ def test_dynamic_int8_is_rounded_by_token_and_says_so(tmp_path: Path) -> None:
     assert state["model.embed_tokens.weight"].dtype == torch.float32  # a table has no form
     assert packing(artifact.folder)["format"] == "int-quantized"
     (note,) = artifact.notes
-    assert "one scale a token here" in note
+    assert "and with one a tensor in lissom" in note
     assert f"by {artifact.parity['rounding_noise']:.1f} times what rounding" in note
     assert artifact.parity["unrounded_largest_difference"] < 1e-5
     assert 0 < artifact.parity["rounding_noise"] < 2
     ours, theirs = tiny.outputs(model, tiny.batch(model)), plain(artifact.folder, model)
     assert torch.cosine_similarity(ours, theirs, dim=0) > 0.99
     assert not torch.equal(ours, theirs)
+
+
+def test_scales_of_tokens_are_near_those_of_transformers(tmp_path: Path) -> None:
+    artifact = export(rounded(llama(), Int8(per="token")), TARGET, tmp_path / "out")
+    assert "and with one a token, at 127 steps, in lissom" in artifact.notes[0]
+    assert 0 < artifact.parity["rounding_noise"] < 2
 
 
 def test_static_int8_answers_as_torch(tmp_path: Path) -> None:

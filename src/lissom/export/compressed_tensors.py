@@ -14,8 +14,9 @@ Codes, scales and zero points are those of the model, never new ones:
 
 - int8 layers become `int-quantized` (W8A8): `weight` (out, in) int8 and `weight_scale` (out, 1) float32. Where the
   scale of inputs is fixed, `input_scale` and `input_zero_point` (1,) hold it: codes of ours are 0 to 255, there -128 to
-  127. Where it is found while it runs, the engines that read this format find one for each token, symmetric, and
-  lissom finds one for all: the format could say so, and no engine would run it. So these answers differ by roundings.
+  127. Where it is found while it runs, the engines that read this format find one for each token, symmetric:
+  compressed-tensors max|x| / 127.5. Layers of `int8: {per: token}` take max|x| / 127, others one for all tokens, which
+  the format could say and no engine would run. So these answers differ by roundings.
 
 Other layers stay in floating point and are listed under `ignore`; an int8 table is written as what it stands for.
 A model whose structure does not follow from its config alone, or with layers that the format has no form for, is
@@ -60,8 +61,8 @@ if TYPE_CHECKING:
 
 METHOD = "compressed-tensors"
 ROUNDED = (
-    "Inputs of int8 layers are rounded with one scale a token here, and with one a tensor in lissom: answers differ by "
-    "{:.1f} times what rounding them changes."
+    "Inputs of int8 layers are rounded with one scale a token, at 127.5 steps, by transformers, and with {} in lissom: "
+    "answers differ by {:.1f} times what rounding them changes."
 )
 DECODED = (
     "transformers decodes the zero points of this folder while it loads, to float weights; vLLM reads them as they are."
@@ -118,7 +119,9 @@ def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, fol
         made.save_pretrained(folder)
     notes = []
     if any(one.inputs == "dynamic" for one in symmetric):
-        notes.append(ROUNDED.format(figures["rounding_noise"]))
+        per_token = all(one.per_token for one in layers.values())
+        how = "one a token, at 127 steps," if per_token else "one a tensor"
+        notes.append(ROUNDED.format(how, figures["rounding_noise"]))
     if "dequantize" in packing:
         notes.append(DECODED)
     if model.dtype == torch.bfloat16:
