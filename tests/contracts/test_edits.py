@@ -24,6 +24,7 @@ from lissom.edits import (
     Pack,
     PackBinary,
     PackBits,
+    PackCache,
     PackGroups,
     PackInputGroups,
     PackInteger,
@@ -202,6 +203,10 @@ def pack_integer(anatomy: Anatomy) -> list[Filled]:
     return [(PackInteger(), {name: one for name, one in tensors.items() if name.rpartition(".")[0] in int8.linears})]
 
 
+def pack_cache(anatomy: Anatomy) -> list[Filled]:
+    return [(PackCache(bits=4, group=16, residual=8), {})]
+
+
 MAKERS: dict[str, Callable[[Anatomy], list[Filled]]] = {
     "KeepLayers": keep_layers,
     "ShareLayers": share_layers,
@@ -218,6 +223,7 @@ MAKERS: dict[str, Callable[[Anatomy], list[Filled]]] = {
     "PackInputGroups": pack_input_groups,
     "Palette": palette,
     "PackInteger": pack_integer,
+    "PackCache": pack_cache,
 }
 ORDER = ("KeepLayers", "KeepHeads", "KeepNeurons", "Factorize", "Pack")
 

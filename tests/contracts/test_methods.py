@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 import lissom
 from lissom.data import load_data
 from lissom.edits import Editor
+from lissom.edits.cache_layer import PackedLayer
 from lissom.errors import LissomError
 from lissom.methods import METHODS, Given, Method
 from lissom.methods.options import build, plain
@@ -48,6 +49,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "reconstruct": {"blocks": 2, "steps": 3},
     "split_int8": {"threshold": 2.0},
     "integer": {},
+    "kv_cache": {"group": 16, "residual": 8},
 }
 ENCODERS = {"integer": ("bert", "roberta", "xlm-roberta", "camembert", "electra")}
 """Methods that work on these variants alone, and say so of any other."""
@@ -65,8 +67,15 @@ BY_STACK = ("keep_layers", "share_layers")
 WANTED = ("AutoModelForSequenceClassification", "AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
 
 
-def made(variant: str) -> PreTrainedModel:
-    head = next(one for one in WANTED if one in tiny.heads(variant))
+GENERATING = WANTED[:0:-1]
+"""Heads that generate; most of a family first."""
+KEEPS_NO_CACHE = {"mistral": "keeps a window of tokens"}
+"""Variant -> why a method of the cache refuses it; those without a head that generates are refused too."""
+
+
+def made(variant: str, name: str = "") -> PreTrainedModel:
+    wanted = (*GENERATING, *WANTED) if name == "kv_cache" else WANTED
+    head = next(one for one in wanted if one in tiny.heads(variant))
     return tiny.model(variant, head)
 
 
@@ -102,10 +111,14 @@ def test_every_method_is_held_to_the_contract():
 @pytest.mark.parametrize("variant", tiny.CONFIGS)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_contract(name: str, variant: str, tmp_path: Path):
-    model = made(variant)
+    model = made(variant, name)
     if variant not in ENCODERS.get(name, tiny.CONFIGS):
         with pytest.raises(LissomError, match="LSM-715"):
             applied(name, model, tmp_path)
+        return
+    if name == "kv_cache" and (variant in KEEPS_NO_CACHE or not model.can_generate()):
+        with pytest.raises(LissomError, match=KEEPS_NO_CACHE.get(variant, "does not generate")):
+            applied(name, model, tmp_path / "one")
         return
     before, inputs = weights(model), tiny.batch(model)
     result = applied(name, model, tmp_path / "one")
@@ -129,18 +142,32 @@ def reduced(name: str, variant: str, model: PreTrainedModel, result: PreTrainedM
         assert all(2 * b.ffn.width == a.ffn.width for a, b in blocks(stacks, left))
     elif name in PACKED:
         assert all(isinstance(slot.module, PACKED[name]) for slot in Editor(result).anatomy().linears())
-    elif name == "smooth":
+    elif name in ("smooth", "tune"):
         assert parameters(result) == parameters(model)
         assert not same(weights(result), weights(model))
+    elif name == "kv_cache":
+        assert same(weights(result), weights(model))
+        if variant in ("llama", "gpt2", "t5", "bart"):
+            assert cached_bytes(result) < cached_bytes(model) / 2
     elif name == "half":
         assert result.dtype == torch.bfloat16
-    elif name == "tune":
-        assert parameters(result) == parameters(model)
-        assert not same(weights(result), weights(model))
     elif name == "share_layers" and variant == "albert":
         assert parameters(result) == parameters(model)
     else:
         assert parameters(result) < parameters(model)
+
+
+def _nbytes(layer: Any) -> int:
+    return layer.nbytes if isinstance(layer, PackedLayer) else layer.keys.nbytes + layer.values.nbytes
+
+
+def cached_bytes(model: PreTrainedModel) -> int:
+    """What a model keeps of 56 tokens."""
+    prompt = {"input_ids": tiny.batch(model, rows=2, length=9)["input_ids"]}
+    said = model.generate(**prompt, max_new_tokens=48, min_new_tokens=48, do_sample=False, return_dict_in_generate=True)
+    cache = said.past_key_values
+    cache = getattr(cache, "self_attention_cache", cache)
+    return sum(_nbytes(one) for one in cache.layers if one.is_initialized)
 
 
 def blocks(before: Any, after: Any) -> list[tuple[Any, Any]]:

@@ -40,7 +40,7 @@ from lissom.train.finetune import finetune
 from tests import tiny
 
 READY = [entry["id"] for entry in catalogue() if entry["status"] == "ready"]
-GENERATE = {"sequence-kd", "gkd", "imitkd", "minillm", "distillm"}
+GENERATE = {"sequence-kd", "gkd", "imitkd", "minillm", "distillm", "kivi"}
 """For models that go on with a text."""
 ENCODERS_ONLY = {"mixkd", "i-bert"}
 ENCODER_DECODERS = {"dq-bart"}
@@ -318,6 +318,15 @@ def narrower(options: dict[str, Any], before: Stack, after: Stack, result: Resul
     fewer_neurons(options, before, after, result)
 
 
+def remembered(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:
+    """Beyond the last tokens, what it keeps of a text takes few bits."""
+    prompt = torch.arange(3, 203).remainder(90)[None] + 3
+    said = result.model.generate(prompt, max_new_tokens=2, do_sample=False, return_dict_in_generate=True)
+    for one in said.past_key_values.layers:
+        assert one.residual <= one.keys.shape[-2] < one.residual + one.group
+        assert sum(states.nbytes for states in one.packed) < one.keys.nbytes / 2
+
+
 PROMISES = {
     "keep_layers": fewer_layers,
     "layer_drop": fewer_layers,
@@ -346,4 +355,5 @@ PROMISES = {
     "auto_round": grouped,
     "reconstruct": rebuilt,
     "svd": thin,
+    "kv_cache": remembered,
 }

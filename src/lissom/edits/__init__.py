@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from lissom.edits.binary import LevelAttention, PackBinary
+from lissom.edits.cache import PackCache
 from lissom.edits.depth import KeepLayers, ShareLayers, check_depth, chosen, how_many
 from lissom.edits.edit import EDIT_MISFIT, Edit, Record
 from lissom.edits.editor import Editor
@@ -26,7 +27,7 @@ EDITS: dict[str, type[Edit]] = {
     for edit in (
         *(KeepLayers, ShareLayers, KeepHeads, KeepNeurons, Factorize),
         *(Pack, PackBits, PackBinary, PackRows, PackGroups, PackSplit, PackInputGroups, Palette),
-        *(LevelAttention, PackInteger),
+        *(LevelAttention, PackInteger, PackCache),
     )
 }
 """Name in a stored record -> class. All kinds of structural change there are."""
@@ -65,6 +66,7 @@ __all__ = [
     "Pack",
     "PackBinary",
     "PackBits",
+    "PackCache",
     "PackGroups",
     "PackInputGroups",
     "PackInteger",

@@ -16,6 +16,7 @@ class Edit(ABC):
     """A structural change as plain data. The same edit gives the same shapes on a full and on an empty (meta) model."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}  # stored records are untrusted
+    acts: ClassVar[bool] = False  # whether it changes what a model does where no tensor shows it
 
     @abstractmethod
     def apply(self, model: nn.Module) -> None:

@@ -67,6 +67,7 @@ ROUNDED = (
 DECODED = (
     "transformers decodes the zero points of this folder while it loads, to float weights; vLLM reads them as they are."
 )
+CACHE = "The setting of kv_cache is lissom's own and is not in this folder."
 BFLOAT16 = "Loaded in bfloat16, as its config says, the scales of weights are rounded to 8 bits."
 _REMEDY = "Run it with lissom.load, or export it to onnx."
 
@@ -124,6 +125,8 @@ def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, fol
         notes.append(ROUNDED.format(how, figures["rounding_noise"]))
     if "dequantize" in packing:
         notes.append(DECODED)
+    if any(edit.acts for edit in Record.of(model).edits):
+        notes.append(CACHE)
     if model.dtype == torch.bfloat16:
         notes.append(BFLOAT16)
     about: dict[str, Any] = {"format": packing["format"], "parity": figures}

@@ -34,6 +34,7 @@ _CLASSES = {
     "codebook": "quantization.codebook.Codebook",
     "split_int8": "quantization.split_int8.SplitInt8",
     "integer": "quantization.integer.Integer",
+    "kv_cache": "quantization.kv_cache.KvCache",
     "fresh_student": "distillation.fresh_student.FreshStudent",
     "bilstm_student": "distillation.bilstm_student.BilstmStudent",
     "tune": "distillation.tune.Tune",

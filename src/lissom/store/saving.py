@@ -59,7 +59,7 @@ def save(
     if model_class(name) is not type(model):
         raise LissomError(441, f"{name} is not a class of transformers", remedy="Only such models can be saved.")
     record = Record.of(model)
-    ties = _ties_from_config(model)
+    ties = None if any(edit.acts for edit in record.edits) else _ties_from_config(model)
     plain = ties is not None
     if ties is None:
         ties = _ties_from_record(model, record)
