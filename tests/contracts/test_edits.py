@@ -32,6 +32,7 @@ from lissom.edits import (
     PackSplit,
     Palette,
     Record,
+    ScaleInputs,
     ShareLayers,
     edit_from_json,
 )
@@ -90,6 +91,20 @@ def factorize(anatomy: Anatomy) -> list[Filled]:
         u, s, v = torch.linalg.svd(slot.weight.detach(), full_matrices=False)
         tensors[f"{slot.path}.up.weight"], tensors[f"{slot.path}.down.weight"] = u * s, v
     return [(Factorize(ranks=ranks), tensors)]
+
+
+def scale_inputs(anatomy: Anatomy) -> list[Filled]:
+    """Inputs from half to once and a half as large."""
+    tensors: dict[str, Tensor] = {}
+    linears = tuple(slot.path for slot in anatomy.linears())
+    for path in linears:
+        module = anatomy.model.get_submodule(path)
+        factor = torch.linspace(0.5, 1.5, dense_weight(module).shape[1])
+        tensors[f"{path}.input_factor"] = factor
+        if isinstance(getattr(module, "weight", None), torch.nn.Parameter):
+            rows = factor[:, None] if hasattr(module, "nf") else factor
+            tensors[f"{path}.inner.weight"] = module.weight.detach() / rows
+    return [(ScaleInputs(linears=linears), tensors)]
 
 
 def pack(anatomy: Anatomy) -> list[Filled]:
@@ -213,6 +228,7 @@ MAKERS: dict[str, Callable[[Anatomy], list[Filled]]] = {
     "KeepHeads": keep_heads,
     "KeepNeurons": keep_neurons,
     "Factorize": factorize,
+    "ScaleInputs": scale_inputs,
     "Pack": pack,
     "PackBits": pack_bits,
     "PackRows": pack_rows,

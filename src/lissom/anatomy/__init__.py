@@ -4,7 +4,7 @@ from lissom.anatomy.dissect import dissect
 from lissom.anatomy.families import FAMILIES
 from lissom.anatomy.parts import Anatomy, Attention, Block, Ffn, Stack
 from lissom.anatomy.positions import positions
-from lissom.anatomy.slot import Slot, dense_weight, is_linear, is_transposed, keep_together
+from lissom.anatomy.slot import Slot, dense_weight, is_linear, is_transposed, keep_together, stored_maps
 from lissom.anatomy.token_table import token_table
 
 __all__ = [

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lissom.errors import LissomError
-from lissom.nn import Int8Linear, LowRankLinear
+from lissom.nn import Int8Linear, LowRankLinear, ScaledLinear
 
 
 def is_transposed(module: nn.Module) -> bool:
@@ -20,12 +20,12 @@ def is_transposed(module: nn.Module) -> bool:
 
 def is_linear(module: nn.Module) -> bool:
     """Whether `module` is a linear map that a slot can stand for."""
-    return isinstance(module, nn.Linear | LowRankLinear | Int8Linear) or is_transposed(module)
+    return isinstance(module, nn.Linear | LowRankLinear | Int8Linear | ScaledLinear) or is_transposed(module)
 
 
 def dense_weight(module: nn.Module) -> Tensor:
     """The weight of a linear module as (out, in), computed if the module stores it in another form."""
-    if isinstance(module, LowRankLinear | Int8Linear):
+    if isinstance(module, LowRankLinear | Int8Linear | ScaledLinear):
         return module.dense()
     weight = cast("Tensor", module.weight)
     return weight.t() if is_transposed(module) else weight
@@ -43,6 +43,11 @@ def shrink(module: nn.Module, *, out: Tensor | None = None, in_: Tensor | None =
     if isinstance(module, LowRankLinear):
         shrink(module.up, out=out)
         shrink(module.down, in_=in_)
+        return
+    if isinstance(module, ScaledLinear):
+        shrink(module.inner, out=out, in_=in_)
+        if in_ is not None:
+            module.keep(in_)
         return
     if isinstance(module, Int8Linear):
         module.keep(out=out, in_=in_)
@@ -138,6 +143,17 @@ class Slot:
             fn(args[0], output if self.rows is None else output.index_select(-1, self.rows.to(output.device)))
 
         return self.module.register_forward_hook(hook)
+
+
+def stored_maps(slot: Slot) -> list[Slot]:
+    """The maps with a weight of their own that a whole slot is stored as: two thin ones, one behind factors, or itself.
+
+    They stand at `PATH.down` and `PATH.up`, at `PATH.inner`, or at `PATH`.
+    """
+    names = ["down", "up"] if isinstance(slot.module, LowRankLinear) else []
+    names = ["inner"] if isinstance(slot.module, ScaledLinear) else names
+    inside = [Slot(slot._model, f"{slot.path}.{name}") for name in names]
+    return [one for each in inside for one in stored_maps(each)] or [slot]
 
 
 def keep_together(cuts: Iterable[tuple[Slot, Sequence[int] | None, Sequence[int] | None]]) -> None:

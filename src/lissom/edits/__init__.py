@@ -18,6 +18,7 @@ from lissom.edits.integer import PackInteger
 from lissom.edits.linear import Factorize, Pack, PackBits
 from lissom.edits.mixed import PackRows
 from lissom.edits.palette import Palette
+from lissom.edits.scaled import ScaleInputs
 from lissom.edits.split import PackSplit
 from lissom.edits.width import KeepHeads, KeepNeurons
 from lissom.errors import LissomError, nearest
@@ -25,7 +26,7 @@ from lissom.errors import LissomError, nearest
 EDITS: dict[str, type[Edit]] = {
     edit.__name__: edit
     for edit in (
-        *(KeepLayers, ShareLayers, KeepHeads, KeepNeurons, Factorize),
+        *(KeepLayers, ShareLayers, KeepHeads, KeepNeurons, Factorize, ScaleInputs),
         *(Pack, PackBits, PackBinary, PackRows, PackGroups, PackSplit, PackInputGroups, Palette),
         *(LevelAttention, PackInteger, PackCache),
     )
@@ -74,6 +75,7 @@ __all__ = [
     "PackSplit",
     "Palette",
     "Record",
+    "ScaleInputs",
     "ShareLayers",
     "check_depth",
     "chosen",

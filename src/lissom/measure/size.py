@@ -60,14 +60,12 @@ def sparsity(model: nn.Module) -> Reading:
 
     Needs a model with an anatomy, and its numbers (not a meta model).
     """
-    from lissom.anatomy import dense_weight, dissect
-    from lissom.nn import LowRankLinear
+    from lissom.anatomy import dense_weight, dissect, stored_maps
 
     try:
-        maps = [slot.module for slot in dissect(model).linears()]
+        parts = [part.module for slot in dissect(model).linears() for part in stored_maps(slot)]
     except UnsupportedFamily as error:
         return taken("sparsity", None, f"Not taken: {error.cause}.")
-    parts = [part for one in maps for part in ((one.down, one.up) if isinstance(one, LowRankLinear) else (one,))]
     weights = [dense_weight(part) for part in parts]
     total = sum(one.numel() for one in weights)
     zeros = sum(int((one == 0).sum()) for one in weights)

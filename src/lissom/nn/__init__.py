@@ -4,5 +4,6 @@ from lissom.nn.bilstm import BiLstm
 from lissom.nn.int8 import Int8Embedding, Int8Linear
 from lissom.nn.low_bit import LowBitEmbedding, LowBitLinear
 from lissom.nn.low_rank import LowRankLinear
+from lissom.nn.scaled import ScaledLinear
 
-__all__ = ["BiLstm", "Int8Embedding", "Int8Linear", "LowBitEmbedding", "LowBitLinear", "LowRankLinear"]
+__all__ = ["BiLstm", "Int8Embedding", "Int8Linear", "LowBitEmbedding", "LowBitLinear", "LowRankLinear", "ScaledLinear"]

@@ -22,10 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lissom.anatomy import Slot
-from lissom.anatomy.slot import is_transposed
+from lissom.anatomy import Slot, is_transposed, stored_maps
 from lissom.errors import LissomError
-from lissom.nn import LowRankLinear
 from lissom.nn.int8 import quantize_activation, row_scales
 
 if TYPE_CHECKING:
@@ -167,12 +165,7 @@ class _Noise:
 
 def _roundable(anatomy: Anatomy) -> list[Slot]:
     """Every float linear map of the blocks; of a low-rank one its two factors, which are what is packed."""
-    found = []
-    for slot in anatomy.linears():
-        if isinstance(slot.module, LowRankLinear):
-            found += [Slot(anatomy.model, f"{slot.path}.{name}") for name in ("down", "up")]
-        else:
-            found.append(slot)
+    found = [part for slot in anatomy.linears() for part in stored_maps(slot)]
     return [slot for slot in found if isinstance(slot.module, nn.Linear) or is_transposed(slot.module)]
 
 

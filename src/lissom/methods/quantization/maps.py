@@ -8,10 +8,10 @@ from typing import Annotated, TypeAlias
 
 from pydantic import Field
 
-from lissom.anatomy import Anatomy, Slot
+from lissom.anatomy import Anatomy, Slot, stored_maps
 from lissom.edits import Editor
 from lissom.errors import LissomError, nearest
-from lissom.nn import Int8Linear, LowRankLinear
+from lissom.nn import Int8Linear
 
 Skip: TypeAlias = Annotated[
     tuple[str, ...],
@@ -21,17 +21,14 @@ _FACTORS = ("down", "up")
 
 
 def unpacked_maps(editor: Editor, skip: Sequence[str] = ()) -> list[Slot]:
-    """Every linear map of the blocks that is not packed yet, whole and in order; of one of low rank its two factors.
+    """Every linear map of the blocks that is not packed yet, whole and in order; see `stored_maps` for those in parts.
 
-    skip: patterns of maps to leave out.  Raises LissomError LSM-318 when one of them fits no map.
+    skip: patterns of maps to leave out; one behind factors of its inputs also has the name of the whole.  Raises LissomError LSM-318 when one of them fits no map.
     """
-    found = []
-    for slot in editor.anatomy().linears():
-        thin = isinstance(slot.module, LowRankLinear)
-        paths = [f"{slot.path}.{name}" for name in _FACTORS] if thin else [slot.path]
-        found += [Slot(editor.model, path) for path in paths]
-    _refuse_unknown(skip, [slot.path for slot in found])
-    left = [slot for slot in found if not any(fnmatchcase(slot.path, one) for one in skip)]
+    found = [part for slot in editor.anatomy().linears() for part in stored_maps(slot)]
+    names = {slot.path: {slot.path, slot.path.removesuffix(".inner")} for slot in found}
+    _refuse_unknown(skip, [name for slot in found for name in sorted(names[slot.path])])
+    left = [slot for slot in found if not any(fnmatchcase(name, one) for one in skip for name in names[slot.path])]
     return [slot for slot in left if not isinstance(slot.module, Int8Linear)]
 
 

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lissom import edits
-from lissom.anatomy import Anatomy, Attention, Ffn, Slot, Stack, is_transposed
+from lissom.anatomy import Anatomy, Attention, Ffn, Slot, Stack, is_transposed, stored_maps
 from lissom.edits import Editor
-from lissom.nn import LowRankLinear
 from lissom.train.during.masks import Along
 from lissom.train.during.weights import original
 
@@ -85,15 +84,12 @@ def _neuron_cost(ffn: Ffn) -> int:
 
 def _row(slot: Slot) -> int:
     """Parameters of one output."""
-    module = slot.module
-    inputs = module.rank if isinstance(module, LowRankLinear) else slot.in_features
-    return inputs + (module.bias is not None)
+    return stored_maps(slot)[-1].in_features + (slot.module.bias is not None)
 
 
 def _column(slot: Slot) -> int:
     """Parameters of one input."""
-    module = slot.module
-    return module.rank if isinstance(module, LowRankLinear) else slot.out_features
+    return stored_maps(slot)[0].out_features
 
 
 # where a unit's weights are
@@ -101,14 +97,12 @@ def _column(slot: Slot) -> int:
 
 def input_side(slot: Slot) -> nn.Module:
     """The module whose weight has a column for each input of `slot`."""
-    module = slot.module
-    return module.down if isinstance(module, LowRankLinear) else module
+    return stored_maps(slot)[0].module
 
 
 def output_side(slot: Slot) -> nn.Module:
     """The module whose weight has a row for each output of `slot`."""
-    module = slot.module
-    return module.up if isinstance(module, LowRankLinear) else module
+    return stored_maps(slot)[-1].module
 
 
 def tensor_id(slot: Slot) -> int:

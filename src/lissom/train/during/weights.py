@@ -14,18 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lissom.anatomy import Anatomy, Slot
-from lissom.nn import LowRankLinear
+from lissom.anatomy import Anatomy, Slot, stored_maps
 
 
 def trained(anatomy: Anatomy) -> Iterator[Slot]:
     """Every linear map in the blocks that has a weight of its own to train; of a low-rank one its two factors."""
     for slot in anatomy.linears():
-        if isinstance(slot.module, LowRankLinear):
-            yield Slot(anatomy.model, f"{slot.path}.down")
-            yield Slot(anatomy.model, f"{slot.path}.up")
-        else:
-            yield slot
+        yield from stored_maps(slot)
 
 
 def original(module: nn.Module, name: str = "weight") -> Tensor:

@@ -1,0 +1,74 @@
+"""A linear map whose inputs are multiplied by one factor a column: y = W (x · factor) + b.
+
+Where nothing that feeds a map can take the factors (a norm that also feeds the residual), this is where they go: the
+columns of W are divided by them, so the map computes the same from inputs whose columns are more alike. The map inside
+may be packed later; it then rounds x · factor. Source: Xiao et al. 2023, "SmoothQuant", eq. 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+
+class ScaledLinear(nn.Module):
+    """The linear module `inner` behind one multiplication.
+
+    State: buffer `input_factor` (in,), float32 whatever the model is converted to, 1 at first, and that of `inner`.
+    Answers in the dtype of its input.
+    """
+
+    input_factor: Tensor
+
+    def __init__(self, inner: nn.Module, in_features: int, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        self.inner = inner
+        self.register_buffer("input_factor", torch.ones(in_features, dtype=torch.float32, device=device))
+
+    @property
+    def in_features(self) -> int:
+        """Number of inputs."""
+        return len(self.input_factor)
+
+    @property
+    def out_features(self) -> int:
+        """Number of outputs."""
+        return int(getattr(self.inner, "nf", 0) or self.inner.out_features)  # nf: GPT-2's Conv1D
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias, shape (out,), or None."""
+        return cast("Tensor | None", self.inner.bias)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight for inputs as they come, shape (out, in); computed at each call, not stored."""
+        return self.dense()
+
+    def dense(self) -> Tensor:
+        """The weight for inputs as they come, shape (out, in): that of `inner` with its columns times the factors."""
+        if hasattr(self.inner, "dense"):
+            inner = cast("Callable[[], Tensor]", self.inner.dense)()
+        else:
+            inner = cast("Tensor", self.inner.weight)
+            inner = inner.t() if hasattr(self.inner, "nf") else inner
+        return (inner * self.input_factor).to(inner.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., in) -> (..., out)."""
+        y: Tensor = self.inner((x * self.input_factor).to(x.dtype))
+        return y
+
+    def keep(self, in_: Tensor) -> None:
+        """Keep only the factors of these inputs, in this order, in place. in_: 1-D int64. `inner` stays as it is."""
+        self.input_factor = self.input_factor[in_.to(self.input_factor.device)]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ScaledLinear:
+        before = self.input_factor
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.input_factor.dtype != before.dtype:  # converted: take the move, not the rounding
+            self.input_factor = before.to(self.input_factor.device)
+        return self
