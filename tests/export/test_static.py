@@ -13,6 +13,8 @@ from lissom.errors import LissomError
 from lissom.export import Artifact, export, graph, parity
 from lissom.methods.base import Given
 from lissom.methods.quantization.int8 import Int8
+from lissom.methods.quantization.smooth import Smooth
+from lissom.nn import ScaledLinear
 from lissom.nn.static import StaticInt8Linear
 from tests import tiny
 from tests.export.made import as_run, classifier, only_graph, operators, stored_bytes
@@ -86,3 +88,16 @@ def test_a_wrong_scale_is_found(
     monkeypatch.setattr(graph, "polish", spoiled)
     with pytest.raises(LissomError, match="LSM-911"):
         export(small[0], "onnx", tmp_path / "out")
+
+
+def test_maps_that_multiply_one_input_share_the_product(tmp_path: Path) -> None:
+    model = classifier(hidden_size=64, intermediate_size=256)
+    data = load_data({"train": tiny.labelled_texts(32), "validation": tiny.labelled_texts(4, seed=1)})
+    Smooth().apply(Editor(model), Given(data=data, tokenizer=tiny.tokenizer(), max_length=32))
+    artifact = export(static(model), "onnx", tmp_path / "out", tokenizer=tiny.tokenizer())
+    factors = {one.input_factor.numpy().tobytes() for one in model.modules() if isinstance(one, ScaledLinear)}
+    held = onnx.load(only_graph(artifact.folder)).graph
+    stored = {one.name for one in held.initializer if onnx.numpy_helper.to_array(one).tobytes() in factors}
+    assert len([node for node in held.node if node.op_type == "Mul" and node.input[1] in stored]) == len(factors) == 4
+    assert as_run(only_graph(artifact.folder), tmp_path)["QuantizeLinear"] == 8  # as without factors
+    assert artifact.parity["cosine"] > 0.9999

@@ -21,5 +21,6 @@ __all__ = [
     "is_transposed",
     "keep_together",
     "positions",
+    "stored_maps",
     "token_table",
 ]

@@ -171,6 +171,7 @@ def polish(model: ir.Model) -> bytes:
     _name_axes(model.graph)
     _keep_sums_apart(model.graph)
     _store_once(model.graph)
+    _multiply_once(model.graph)
     _strip(model)
     model.producer_name, model.producer_version = "lissom", None
     data: bytes = ir.to_proto(model).SerializeToString()
@@ -221,6 +222,24 @@ def _store_once(graph: ir.Graph) -> None:
         if first is not value and not value.is_graph_output():
             value.replace_all_uses_with(first)
             del graph.initializers[name]
+
+
+def _multiply_once(graph: ir.Graph) -> None:
+    """Let maps that multiply one input by the same stored factors share the product, and with it its rounding."""
+    seen: dict[tuple[Any, ...], ir.Value] = {}
+    factors: dict[str, Any] = {}
+    for name, value in graph.initializers.items():
+        if value.const_value is not None and len(value.const_value.shape) == 1:
+            tensor = value.const_value
+            factors[name] = (tensor.dtype, hashlib.sha256(tensor.tobytes()).digest())
+    for node in list(graph):
+        if node.op_type != "Mul" or node.inputs[1] is None or node.inputs[1].name not in factors:
+            continue
+        product = node.outputs[0]
+        first = seen.setdefault((node.inputs[0], *factors[node.inputs[1].name]), product)
+        if first is not product and not product.is_graph_output():
+            product.replace_all_uses_with(first)
+            graph.remove(node, safe=True)
 
 
 def _strip(model: ir.Model) -> None:

@@ -8,7 +8,7 @@ may be packed later; it then rounds x · factor. Source: Xiao et al. 2023, "Smoo
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ class ScaledLinear(nn.Module):
     @property
     def out_features(self) -> int:
         """Number of outputs."""
-        return int(getattr(self.inner, "nf", 0) or self.inner.out_features)  # nf: GPT-2's Conv1D
+        return int(cast("Any", getattr(self.inner, "nf", None) or self.inner.out_features))  # nf: GPT-2's Conv1D
 
     @property
     def bias(self) -> Tensor | None:

@@ -3,7 +3,8 @@
 Three places take one exactly: a norm whose output goes into linear maps and nowhere else (where blocks normalise
 first; where they normalise last, the output goes into the residual as well, and nothing can be moved), the values of
 an attention (the softmax averages them, channel by channel), and the half of a gated feed-forward layer that no
-activation is applied to. Source: Xiao et al. 2023, "SmoothQuant", section 4; Lin et al. 2024, "AWQ", section 3.2.
+activation is applied to. Elsewhere the maps themselves can multiply what they read: `unfed`.
+Source: Xiao et al. 2023, "SmoothQuant", section 4; Lin et al. 2024, "AWQ", section 3.2.
 """
 
 from __future__ import annotations
@@ -19,20 +20,21 @@ from torch.overrides import TorchFunctionMode
 from lissom.anatomy import Anatomy, Slot
 from lissom.anatomy.parts import Attention
 from lissom.anatomy.slot import is_transposed
+from lissom.stats.ranges import same_inputs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Feed:
     """A place that takes a factor a channel.
 
-    feeder: path of a norm module, or the slot whose outputs are the channels.
+    feeder: path of a norm module, or the slot whose outputs are the channels; None where the maps take the factors.
     slots: whole linear modules that read the channels.
     columns: for each input column of the slots the channel that it reads, int64 (in,). With grouped queries several
         columns read one channel.
     size: number of channels.
     """
 
-    feeder: str | Slot
+    feeder: str | Slot | None
     slots: tuple[Slot, ...]
     columns: Tensor
     size: int
@@ -65,15 +67,42 @@ def feeders(anatomy: Anatomy) -> list[Feed]:
     return [feed for feed in found if _foldable(feed)]
 
 
+def stream_readers(anatomy: Anatomy) -> set[str]:
+    """Paths of the maps that read the residual stream, or a norm of it, or what an encoder gives."""
+    paths: set[str] = set()
+    for block in (block for stack in anatomy.stacks for block in stack.blocks):
+        for attention in (block.attention, block.cross):
+            if attention is not None:
+                paths |= {attention.q.path, attention.k.path, attention.v.path}
+        paths |= {slot.path for slot in (block.ffn.up, block.ffn.gate) if slot is not None}
+    return paths
+
+
+def unfed(anatomy: Anatomy, fed: Sequence[Feed], *, every: bool = False) -> list[Feed]:
+    """The other maps that read the residual stream, those of one input together, as feeds without a feeder.
+
+    fed: the places that have one.  every: also the maps that read something else.
+    Runs the model once, on four tokens; maps that this does not reach are left out.
+    """
+    done = {slot.path for feed in fed for slot in feed.slots}
+    readers = stream_readers(anatomy)
+    slots = [slot for slot in anatomy.linears() if slot.path not in done and (every or slot.path in readers)]
+    found = []
+    for group in same_inputs(anatomy.model, slots, _four_tokens(anatomy.model)):
+        size = group[0].in_features
+        found.append(Feed(feeder=None, slots=tuple(group), columns=torch.arange(size), size=size))
+    return [feed for feed in found if _foldable(feed)]
+
+
 def fold(feed: Feed, scale: Tensor) -> None:
     """Divide the channels by `scale`, in place, and multiply the columns that read them: the model computes the same.
 
-    scale: (feed.size,), positive.
+    feed: one with a feeder.  scale: (feed.size,), positive.
     """
     with torch.no_grad():
         if isinstance(feed.feeder, Slot):
             _divide(feed.feeder, scale)
-        else:
+        elif feed.feeder is not None:
             norm = feed.slots[0]._model.get_submodule(feed.feeder)
             for one in (norm.weight, getattr(norm, "bias", None)):
                 if isinstance(one, Tensor):
@@ -154,6 +183,12 @@ class _Uses(TorchFunctionMode):
         self.inside = False
 
 
+def _four_tokens(model: nn.Module) -> dict[str, Tensor]:
+    ids = torch.full((1, 4), 2, device=next(model.parameters()).device)
+    both = cast("Any", model.config).is_encoder_decoder
+    return {"input_ids": ids, "decoder_input_ids": ids} if both else {"input_ids": ids}
+
+
 def _read_norms(anatomy: Anatomy) -> dict[str, tuple[str, ...]]:
     """Path of a norm -> the linear maps that read its output, for the norms whose output goes nowhere else."""
     model, uses, handles = anatomy.model, _Uses(), []
@@ -163,15 +198,10 @@ def _read_norms(anatomy: Anatomy) -> dict[str, tuple[str, ...]]:
     for slot in anatomy.linears():
         handles.append(slot.module.register_forward_pre_hook(uses.enter(slot.path)))
         handles.append(slot.module.register_forward_hook(uses.leave))
-    ids = torch.full((1, 4), 2, device=next(model.parameters()).device)
-    inputs = {"input_ids": ids}
-    config = cast("Any", model.config)
-    if config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = ids
     was = model.training
     try:
         with torch.no_grad(), uses:
-            model.eval()(**inputs)
+            model.eval()(**_four_tokens(model))
     finally:
         model.train(was)
         for handle in handles:

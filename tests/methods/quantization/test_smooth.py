@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 
@@ -5,8 +7,11 @@ from lissom.data import load_data
 from lissom.edits import Editor
 from lissom.errors import LissomError
 from lissom.methods import Given
+from lissom.methods.quantization.int8 import Int8
 from lissom.methods.quantization.smooth import Smooth
+from lissom.nn import ScaledLinear
 from lissom.stats.folding import Feed
+from lissom.store import load, save
 from tests import tiny
 
 
@@ -59,3 +64,49 @@ def test_inputs_that_are_not_finite_are_refused():
         model.model.layers[1].input_layernorm.weight[0] = torch.inf
     with pytest.raises(LissomError, match=r"LSM-901 model\.layers\.1\..*an input holds NaN or infinity"):
         Smooth().apply(Editor(model), given())
+
+
+@pytest.mark.parametrize(("multiply", "scaled"), [("none", 0), ("stream", 4), ("all", 6)])
+def test_maps_that_no_norm_can_spare_multiply_their_inputs(multiply, scaled):
+    model = tiny.model("bert", num_hidden_layers=2)
+    did = Smooth(multiply=multiply).apply(Editor(model), given())
+    assert did == {"places": 2 + scaled, "multiplied": scaled}  # the values of each block are folded
+    maps = {path: one for path, one in model.named_modules() if isinstance(one, ScaledLinear)}
+    assert len(maps) == {"none": 0, "stream": 8, "all": 10}[multiply]
+    if maps:
+        one, other = (maps[f"encoder.layer.0.attention.self.{name}"] for name in ("query", "value"))
+        assert torch.equal(one.input_factor, other.input_factor)
+
+
+def test_a_large_channel_of_bert_loses_to_int8_less():
+    model = tiny.model("bert", "AutoModelForSequenceClassification")
+    with torch.no_grad():
+        for layer in model.bert.encoder.layer:
+            layer.attention.output.LayerNorm.weight[3] = 40.0
+            layer.intermediate.dense.weight[:, 3] *= 0.02
+    inputs = tiny.batch(model)
+    whole = tiny.outputs(model, inputs)
+    plain, smoothed = copy.deepcopy(model), copy.deepcopy(model)
+    Smooth().apply(Editor(smoothed), given())
+    torch.testing.assert_close(tiny.outputs(smoothed, inputs), whole, rtol=1e-4, atol=1e-4)
+    errors = []
+    for one in (plain, smoothed):
+        Int8(mode="static", embeddings=False).apply(Editor(one), given())
+        errors.append((tiny.outputs(one, inputs) - whole).norm().item())
+    assert errors[1] < 0.7 * errors[0]
+
+
+def test_what_is_scaled_is_saved_and_read_again(tmp_path):
+    model = tiny.model("gpt2", "AutoModelForSequenceClassification")
+    Smooth(multiply="all").apply(Editor(model), given())
+    Int8(mode="static").apply(Editor(model), given())
+    inputs = tiny.batch(model)
+    save(model, tmp_path / "model")
+    assert torch.equal(tiny.outputs(load(tmp_path / "model"), inputs), tiny.outputs(model, inputs))
+
+
+def test_its_preview_has_the_same_shapes():
+    model, other = tiny.model("bert"), tiny.model("bert")
+    Smooth().apply(Editor(model), given())
+    Smooth().preview(Editor(other), Given())
+    assert Editor(model).record == Editor(other).record

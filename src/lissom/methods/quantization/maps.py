@@ -23,7 +23,8 @@ _FACTORS = ("down", "up")
 def unpacked_maps(editor: Editor, skip: Sequence[str] = ()) -> list[Slot]:
     """Every linear map of the blocks that is not packed yet, whole and in order; see `stored_maps` for those in parts.
 
-    skip: patterns of maps to leave out; one behind factors of its inputs also has the name of the whole.  Raises LissomError LSM-318 when one of them fits no map.
+    skip: patterns of maps to leave out; one behind factors of its inputs also has the name of the whole.
+    Raises LissomError LSM-318 when one of them fits no map.
     """
     found = [part for slot in editor.anatomy().linears() for part in stored_maps(slot)]
     names = {slot.path: {slot.path, slot.path.removesuffix(".inner")} for slot in found}

@@ -27,6 +27,7 @@ from lissom.methods.quantization.int8 import LEAST, Int8
 from lissom.methods.quantization.maps import unpacked_maps
 from lissom.nn.int8 import quantize_rows
 from lissom.nn.low_bit import pack_codes
+from lissom.stats.folding import stream_readers
 from lissom.stats.ranges import Calibrator, Histogram, column_histograms, find_range, largest_inputs, scale_and_zero
 
 
@@ -90,15 +91,9 @@ class Peg(Method):
 
     def _readers(self, editor: Editor) -> list[Slot]:
         """The maps that read the residual stream, or its norm."""
-        paths: set[str] = set()
-        for block in (block for stack in editor.anatomy().stacks for block in stack.blocks):
-            for attention in (block.attention, block.cross):
-                if attention is not None:
-                    paths |= {attention.q.path, attention.k.path, attention.v.path}
-            paths |= {slot.path for slot in (block.ffn.up, block.ffn.gate) if slot is not None}
-        return [
-            slot for slot in unpacked_maps(editor) if slot.path.removesuffix(".down") in paths or slot.path in paths
-        ]
+        paths = stream_readers(editor.anatomy())
+        whole = paths | {f"{path}.{name}" for path in paths for name in ("down", "inner")}
+        return [slot for slot in unpacked_maps(editor) if slot.path in whole]
 
     def _pack(self, editor: Editor, slots: list[Slot], found: dict[str, tuple[Tensor, Tensor, Tensor]]) -> None:
         """found: path -> group of each column (in,), scale and zero point of each group. Without one: scales of 1."""

@@ -1,54 +1,82 @@
 """Move outliers from the inputs of linear maps into their weights, before both are rounded.
 
 Channel j of an input is divided by `s_j = max|X_j|^alpha / max|W_j|^(1 - alpha)` and the columns that read it are
-multiplied by it, over all maps that read the input. The factors go into what feeds the maps, so no operation is added
-and the model computes the same. Source: Xiao et al. 2023, "SmoothQuant", eq. 4.
+multiplied by it, over all maps that read the input; the model computes the same. The factors go into what feeds the
+maps, where that is exact, and no operation is added. Where it is not, as in models that normalise after the residual,
+the maps multiply their inputs by 1 / s, and those that read one input share the product in an exported graph.
+Source: Xiao et al. 2023, "SmoothQuant", eq. 4.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from lissom.edits import Editor
+from lissom.anatomy import is_transposed
+from lissom.edits import Editor, ScaleInputs
 from lissom.methods.base import Given, Method, Need, Stage
-from lissom.stats.folding import Feed, feeders, fold
+from lissom.stats.folding import Feed, feeders, fold, unfed
 from lissom.stats.ranges import largest_inputs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Smooth(Method):
-    """Even out the inputs of linear maps wherever that is exact; a step that packs the maps comes after it."""
+    """Even out the inputs of linear maps; a step that packs the maps comes after it."""
 
     name: ClassVar[str] = "smooth"
     stage: ClassVar[Stage] = Stage.RESCALE
     needs: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION})
-    speed: ClassVar[str] = "not faster: the same model, whose inputs are rounded to int8 with less error afterwards"
+    speed: ClassVar[str] = (
+        "not faster: the same model, whose inputs are rounded to int8 with less error afterwards; where norms feed the "
+        "residual (BERT), one multiplication is added for each input of maps"
+    )
     source: ClassVar[str] = "Xiao et al. 2023, eq. 4"
 
     alpha: Annotated[
         float, Field(ge=0, le=1, description="how much of the outliers goes into the weights: 0 none, 1 all")
     ] = 0.5
+    multiply: Annotated[
+        Literal["none", "stream", "all"],
+        Field(
+            description="which inputs are multiplied where nothing that feeds the map takes the factors: those from "
+            "the residual stream, or all"
+        ),
+    ] = "stream"
     samples: Annotated[int, Field(ge=1, le=100_000, description="texts on which the inputs are measured")] = 128
 
     def apply(self, editor: Editor, given: Given) -> dict[str, Any]:
-        """Measure the inputs of all places, then move the factors. Says how many places there were."""
-        feeds = feeders(editor.anatomy())
+        """Measure the inputs of all places, then move the factors. Says how many places there were.
+
+        places: all of them.  multiplied: those at which the maps multiply their inputs.
+        """
+        feeds = self._feeds(editor)
         readers = [feed.slots[0] for feed in feeds]
         largest = largest_inputs(editor.model, readers, given.calibration(self.samples))
-        done = 0
-        for feed, top in zip(feeds, largest, strict=True):
-            if top is not None:
-                fold(feed, self._factors(feed, top))
-                done += 1
-        return {"places": done}
+        done = [(feed, top) for feed, top in zip(feeds, largest, strict=True) if top is not None]
+        scaled: list[tuple[Feed, Tensor]] = []
+        for feed, top in done:
+            factors = self._factors(feed, top)
+            if feed.feeder is None:
+                scaled.append((feed, factors))
+            else:
+                fold(feed, factors)
+        _multiply(editor, scaled)
+        return {"places": len(done), "multiplied": len(scaled)}
 
     def preview(self, editor: Editor, given: Given) -> None:
-        """The structure stays as it is."""
+        """The same structure, with factors of 1."""
+        unfed_ones = [feed for feed in self._feeds(editor) if feed.feeder is None]
+        _multiply(editor, [(feed, torch.ones(feed.size)) for feed in unfed_ones])
+
+    def _feeds(self, editor: Editor) -> list[Feed]:
+        """Every place: first those that have a feeder."""
+        anatomy = editor.anatomy()
+        fed = feeders(anatomy)
+        return fed if self.multiply == "none" else [*fed, *unfed(anatomy, fed, every=self.multiply == "all")]
 
     def _factors(self, feed: Feed, top: Tensor) -> Tensor:
         """Equation 4. top: largest magnitude of each input, (in,). Returns (feed.size,); 1 where nothing arrives."""
@@ -56,6 +84,19 @@ class Smooth(Method):
         x, w = _by_channel(feed, top), _by_channel(feed, weights)
         factors = x.pow(self.alpha) / w.clamp_min(1e-5).pow(1 - self.alpha)
         return torch.where((x > 0) & (w > 0), factors.clamp_min(1e-5), torch.ones_like(x))
+
+
+def _multiply(editor: Editor, scaled: list[tuple[Feed, Tensor]]) -> None:
+    """Let the maps of each feed multiply their inputs by 1 / s. scaled: with s, (feed.size,)."""
+    tensors: dict[str, Tensor] = {}
+    for feed, factors in scaled:
+        for slot in feed.slots:
+            weight = slot.weight.detach() * factors.to(slot.weight)
+            tensors[f"{slot.path}.input_factor"] = 1 / factors
+            tensors[f"{slot.path}.inner.weight"] = weight.t() if is_transposed(slot.module) else weight
+    linears = tuple(slot.path for feed, _ in scaled for slot in feed.slots)
+    if linears:
+        editor.apply(ScaleInputs(linears=linears), tensors)
 
 
 def _by_channel(feed: Feed, values: Tensor) -> Tensor:
