@@ -9,6 +9,7 @@ A generated part stands between `<!-- generated: NAME -->` and `<!-- end -->`; N
 from __future__ import annotations
 
 import dataclasses
+import json
 import hashlib
 import re
 import sys
@@ -25,6 +26,7 @@ ROWS = ROOT / "results" / "demo.jsonl"
 LOYALTY = "probability_loyalty"
 SEEDS = ROOT / "results" / "distil-seeds.jsonl"
 DISTILLED = ROOT / "results" / "distil.jsonl"
+ENCODERS = ROOT / "results" / "quantize-encoder.jsonl"
 DECODER = ROOT / "results" / "quantize-decoder.jsonl"
 PICTURE = ROOT / "docs" / "demo.svg"
 REFERENCE = "original"
@@ -265,6 +267,35 @@ def decoder() -> str:
     return f"{table(header, lines)}\n{textwrap.fill(about, 118, break_long_words=False)}\n"
 
 
+def encoders() -> str:
+    """The table of results/quantize-encoder.jsonl: texts a second of each engine and form, by how batches are made."""
+    if not ENCODERS.exists():
+        return "Nothing is measured yet.\n"
+    rows = [json.loads(line) for line in ENCODERS.read_text(encoding="utf-8").splitlines()]
+    kinds = list(dict.fromkeys(row["batches"] for row in rows))
+    parts = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in rows if row["model"] == model]
+        lines = []
+        for engine in dict.fromkeys(row["engine"] for row in own):
+            cells = {row["batches"]: row for row in own if row["engine"] == engine}
+            last = cells[kinds[-1]]
+            speeds = [f"{cells[kind]['texts_per_s']:.0f}" for kind in kinds]
+            quality = [f"{last['accuracy']:.3f}", f"{last['label_loyalty']:.3f}", f"{last['cosine']:.4f}"]
+            lines.append([engine, *speeds, *quality, f"{max(row['gops'] / row['peak_gops'] for row in cells.values()):.0%}"])
+        header = [f"`{model}`: texts a second", *kinds, "accuracy", "same label", "cosine", "of the int8 peak"]
+        parts.append(table(header, lines))
+    first = rows[0]
+    about = (
+        f"Measured with `benchmarks/quantize/encoder.py` on {first['date']}, {first['machine']['cores']} cores of "
+        f"{first['machine']['cpu']} ({', '.join(first['machine']['instructions'])}), tokenization included: medians of "
+        f"interleaved rounds over {first['texts']} texts of SST-2 and of AG News. Of the int8 peak: operations of the "
+        f"real tokens in the linear maps of blocks, against {first['peak_gops']:.0f} GOP/s of one large product. Rows "
+        f"with quartiles in [results/{ENCODERS.name}](../results/{ENCODERS.name})."
+    )
+    return "\n".join(parts) + f"\n{textwrap.fill(about, 118, break_long_words=False)}\n"
+
+
 def _reading(row: dict[str, Any], name: str) -> dict[str, Any]:
     return next(one for one in row["readings"] if one["name"] == name)
 
@@ -410,6 +441,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "distilled": distilled,
     "seeds": seeds,
     "decoder": decoder,
+    "encoders": encoders,
     "metrics": metrics,
     "command line": command_line,
     "result": result,
