@@ -282,7 +282,9 @@ def encoders() -> str:
             last = cells[kinds[-1]]
             speeds = [f"{cells[kind]['texts_per_s']:.0f}" for kind in kinds]
             quality = [f"{last['accuracy']:.3f}", f"{last['label_loyalty']:.3f}", f"{last['cosine']:.4f}"]
-            lines.append([engine, *speeds, *quality, f"{max(row['gops'] / row['peak_gops'] for row in cells.values()):.0%}"])
+            lines.append(
+                [engine, *speeds, *quality, f"{max(row['gops'] / row['peak_gops'] for row in cells.values()):.0%}"]
+            )
         header = [f"`{model}`: texts a second", *kinds, "accuracy", "same label", "cosine", "of the int8 peak"]
         parts.append(table(header, lines))
     first = rows[0]

@@ -140,19 +140,21 @@ def race(found: dict[str, Callable[[], Runner]], rows: list[dict[str, Any]], rou
         speed = np.sort(len(texts) / np.array(taken[cell]))
         given = answers[cell]
         lengths = np.linalg.norm(given, axis=1) * np.linalg.norm(original, axis=1)
-        made.append({
-            "engine": cell[0],
-            "batches": cell[1],
-            "texts": len(texts),
-            "tokens": tokens,
-            "rounds": rounds,
-            "texts_per_s": float(np.median(speed)),
-            "texts_per_s_quartiles": [float(one) for one in np.quantile(speed, (0.25, 0.75))],
-            "accuracy": float((given.argmax(1) == labels).mean()),
-            "label_loyalty": float((given.argmax(1) == original.argmax(1)).mean()),
-            "cosine": float(((given * original).sum(1) / lengths).mean()),
-            **about,
-        })
+        made.append(
+            {
+                "engine": cell[0],
+                "batches": cell[1],
+                "texts": len(texts),
+                "tokens": tokens,
+                "rounds": rounds,
+                "texts_per_s": float(np.median(speed)),
+                "texts_per_s_quartiles": [float(one) for one in np.quantile(speed, (0.25, 0.75))],
+                "accuracy": float((given.argmax(1) == labels).mean()),
+                "label_loyalty": float((given.argmax(1) == original.argmax(1)).mean()),
+                "cosine": float(((given * original).sum(1) / lengths).mean()),
+                **about,
+            }
+        )
     return made
 
 
@@ -187,13 +189,17 @@ def main() -> None:
     found = make(given.model, given.data, given.work, given.peer)
     best = peak(machine()["threads"])
     config = json.loads((given.model / "config.json").read_text(encoding="utf-8"))
-    weights = config["num_hidden_layers"] * config["hidden_size"] * (
-        4 * config["hidden_size"] + 2 * config["intermediate_size"]
+    weights = (
+        config["num_hidden_layers"]
+        * config["hidden_size"]
+        * (4 * config["hidden_size"] + 2 * config["intermediate_size"])
     )
     with given.rows.open("a", encoding="utf-8") as out:
         for row in race(found, texts_of(given.data / "test.jsonl", LIMIT), given.rounds):
             done = 2 * weights * row["tokens"] / row["texts"] * row["texts_per_s"]
-            out.write(json.dumps({"model": given.model.name, **row, "peak_gops": best / 1e9, "gops": done / 1e9}) + "\n")
+            out.write(
+                json.dumps({"model": given.model.name, **row, "peak_gops": best / 1e9, "gops": done / 1e9}) + "\n"
+            )
 
 
 if __name__ == "__main__":
