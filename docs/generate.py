@@ -9,8 +9,8 @@ A generated part stands between `<!-- generated: NAME -->` and `<!-- end -->`; N
 from __future__ import annotations
 
 import dataclasses
-import json
 import hashlib
+import json
 import re
 import sys
 import textwrap
@@ -264,7 +264,7 @@ def decoder() -> str:
         f"are surer than they say. Rows in [results/{DECODER.name}](../results/{DECODER.name})."
     )
     header = ["bits", "method", "perplexity", "against the original", "MB"]
-    return f"{table(header, lines)}\n{textwrap.fill(about, 118, break_long_words=False)}\n"
+    return f"{table(header, lines)}\n{textwrap.fill(about, 118, break_long_words=False, break_on_hyphens=False)}\n"
 
 
 def encoders() -> str:
@@ -295,7 +295,7 @@ def encoders() -> str:
         f"real tokens in the linear maps of blocks, against {first['peak_gops']:.0f} GOP/s of one large product. Rows "
         f"with quartiles in [results/{ENCODERS.name}](../results/{ENCODERS.name})."
     )
-    return "\n".join(parts) + f"\n{textwrap.fill(about, 118, break_long_words=False)}\n"
+    return "\n".join(parts) + f"\n{textwrap.fill(about, 118, break_long_words=False, break_on_hyphens=False)}\n"
 
 
 def _reading(row: dict[str, Any], name: str) -> dict[str, Any]:
