@@ -33,6 +33,7 @@ from lissom.nn.levels import AttentionLevels
 from lissom.nn.low_bit import LowBitLinear
 from lissom.nn.mixed_bits import MixedBitLinear
 from lissom.nn.palette import PaletteLinear
+from lissom.nn.scaled import ScaledLinear
 from lissom.nn.split import SplitInt8Linear
 from lissom.nn.static import StaticInt8Linear
 from lissom.recipe import Recipe, catalogue
@@ -310,6 +311,7 @@ def thin(options: dict[str, Any], before: Stack, after: Stack, result: Result) -
 
 
 def parts(module: Any) -> list[Any]:
+    module = module.inner if isinstance(module, ScaledLinear) else module
     return [module.down, module.up] if isinstance(module, LowRankLinear) else [module]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from typing import Any
 
@@ -86,12 +87,10 @@ fields = st.dictionaries(
     st.sampled_from(["stack", "keep", "source", "heads", "neurons", "ranks", "linears"]), json_values, max_size=3
 )
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "KeepLayers": {"stack": ""},
-    "ShareLayers": {"stack": ""},
-    "KeepHeads": {"stack": "", "cross": False},
-    "KeepNeurons": {"stack": ""},
-    "Factorize": {},
-    "Pack": {"linears": [], "embeddings": [], "static": False, "per_token": False},
+    name: json.loads(
+        json.dumps({f.name: f.default for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING})
+    )
+    for name, kind in EDITS.items()
 }
 
 

@@ -155,7 +155,7 @@ def _token_codes(graph: onnx.GraphProto) -> set[str]:
 
 def _in_float(node: onnx.NodeProto) -> list[onnx.NodeProto]:
     """What a MatMulIntegerToFloat computes when its first input is not codes but what they stand for."""
-    x, codes, _, scale, _, _, *bias = node.input
+    (x, codes, _, scale), bias = node.input[:4], node.input[6:]
     made, out = node.output[0], node.output
     nodes = [
         helper.make_node("Cast", [codes], [f"{made}_codes"], to=onnx.TensorProto.FLOAT),
