@@ -22,9 +22,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from lissom.measure.machine import machine, versions
+from lissom.nn import int8
 from lissom.runtime.onnx import OnnxRunner
 from lissom.runtime.openvino import OpenVinoRunner
 from lissom.runtime.runner import Runner, answer_of
@@ -160,20 +162,14 @@ def race(found: dict[str, Callable[[], Runner]], rows: list[dict[str, Any]], rou
 
 def peak(threads: int) -> float:
     """Int8 operations a second of the best large product that oneDNN does here."""
-    import torch
-
-    from lissom.nn.int8 import Int8Linear
-
     torch.set_num_threads(threads)
     size = 2048
-    layer, x = Int8Linear.from_weight(torch.randn(size, size)), torch.randn(size, size)
-    codes = layer._rounded(x)
+    layer = int8.Int8Linear.from_weight(torch.randn(size, size))
+    codes, packed = int8.quantize_activation(torch.randn(size, size)), layer._ready()
     best = np.inf
-    from lissom.nn import int8
-
     for _ in range(30):
         start = time.perf_counter()
-        int8._onednn(codes, layer._ready(), layer.weight_scale, None)
+        int8._onednn(codes, packed, layer.weight_scale, None)
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
 

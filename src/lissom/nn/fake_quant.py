@@ -70,6 +70,11 @@ def rounded_input(x: Tensor, *, per_token: bool = False) -> Tensor:
     return _straight(x, y)
 
 
+def round_input(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """As a hook before a linear module: rounds what goes in, by the range that it has."""
+    return (rounded_input(args[0]), *args[1:])
+
+
 class RunningRange(nn.Module):
     """Rounds inputs by a range that follows those of the batches: r <- 0.9 · r + 0.1 · that of the batch.
 

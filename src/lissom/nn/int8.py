@@ -22,11 +22,13 @@ same integers are multiplied as float32: the same answers up to float32 rounding
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from lissom.nn.keeps_dtype import KeepsDtype
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -162,7 +164,7 @@ class _Untrained(torch.autograd.Function):
         raise RuntimeError("int8 layers have no gradient: train first, and pack to int8 as the last step")
 
 
-class _Int8(nn.Module):
+class _Int8(KeepsDtype):
     """What both layers share: state in buffers, and scales that stay float32 when the model changes its dtype.
 
     dtype: the floating dtype the model was last converted to.
@@ -185,15 +187,9 @@ class _Int8(nn.Module):
         """The weights that the codes stand for: (rows, columns) float32, a new tensor."""
         return self.codes().float() * self.weight_scale[:, None]
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Int8:
-        exact = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.weight.device)).dtype
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, before in exact.items():
-            after = self._buffers[name]
-            if after is not None and after.dtype != before.dtype:  # converted: take the move, not the rounding
-                self._buffers[name] = before.to(after.device)
-        return self
+        return super()._apply(fn, recurse)
 
 
 class Int8Linear(_Int8):

@@ -14,7 +14,7 @@ Source: Kim et al. 2021, "I-BERT", section 3 and figure 1, and its code for the 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,7 @@ from lissom.nn.integer import (
     integer_product,
     rescale,
 )
+from lissom.nn.keeps_dtype import KeepsDtype
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,23 +47,17 @@ def codes_of(x: Tensor, scale: Tensor, largest: int = CODE) -> Tensor:
     return codes.to(torch.int8 if largest == CODE else torch.int64)
 
 
-class _Layer(nn.Module):
+class _Layer(KeepsDtype):
     """Tensors that keep their dtype when the model changes its own. dtype: what the model was last converted to."""
 
     def __init__(self) -> None:
         super().__init__()
         self.dtype = torch.float32
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Layer:
-        before = {name: one for name, one in self._buffers.items() if one is not None}
-        device = next(iter(before.values())).device if before else None
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        device = next((one.device for one in self._buffers.values() if one is not None), None)
         self.dtype = fn(torch.empty(0, dtype=self.dtype, device=device)).dtype
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, was in before.items():
-            now = self._buffers[name]
-            if now is not None and now.dtype != was.dtype:  # converted: take the move, not the rounding
-                self._buffers[name] = was.to(now.device)
-        return self
+        return super()._apply(fn, recurse)
 
     def values(self, codes: Tensor, scale: Tensor) -> Tensor:
         """codes · scale, as a hidden state."""

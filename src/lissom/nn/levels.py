@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from lissom.nn.int8 import usable
+from lissom.nn.keeps_dtype import KeepsDtype
 
 Rule = Literal["softmax", "bool"]
 ATTENTION = "lissom_levels"
@@ -40,7 +41,7 @@ def bounds(bits: int, *, positive: bool) -> tuple[int, int]:
     return (-1, 1) if bits == 1 else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
 
 
-class Levels(nn.Module):
+class Levels(KeepsDtype):
     """Puts a tensor on its levels.
 
     State: buffers `scale` and `shift`, () float32 whatever dtype the model is converted to, 1 and 0 at first.
@@ -75,15 +76,6 @@ class Levels(nn.Module):
         """x: any shape. Returns scale · level, in the dtype of `x`."""
         level, scale = self.parts(x)
         return (level * scale).to(x.dtype)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Levels:
-        exact = {name: one for name, one in self._buffers.items() if one is not None}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, before in exact.items():
-            after = self._buffers[name]
-            if after is not None and after.dtype != before.dtype:  # converted: take the move, not the rounding
-                self._buffers[name] = before.to(after.device)
-        return self
 
     def extra_repr(self) -> str:
         """Bits and set."""

@@ -13,8 +13,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from lissom.nn.keeps_dtype import KeepsDtype
 
-class ScaledLinear(nn.Module):
+
+class ScaledLinear(KeepsDtype):
     """The linear module `inner` behind one multiplication.
 
     State: buffer `input_factor` (in,), float32 whatever the model is converted to, 1 at first, and that of `inner`.
@@ -65,10 +67,3 @@ class ScaledLinear(nn.Module):
     def keep(self, in_: Tensor) -> None:
         """Keep only the factors of these inputs, in this order, in place. in_: 1-D int64. `inner` stays as it is."""
         self.input_factor = self.input_factor[in_.to(self.input_factor.device)]
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ScaledLinear:
-        before = self.input_factor
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.input_factor.dtype != before.dtype:  # converted: take the move, not the rounding
-            self.input_factor = before.to(self.input_factor.device)
-        return self

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -49,3 +49,10 @@ def calibration_batches(
     for start in range(0, len(listed), ROWS):
         padded = pad(listed[start : start + ROWS], int(tokenizer.pad_token_id or 0))
         yield {name: tensor.to(device) for name, tensor in padded.items()}
+
+
+def cut(batches: Iterable[Mapping[str, Tensor]], rows: int) -> Iterator[dict[str, Tensor]]:
+    """The batches in parts of `rows` rows at most."""
+    for batch in batches:
+        for start in range(0, len(batch["input_ids"]), rows):
+            yield {name: one[start : start + rows] for name, one in batch.items()}

@@ -5,6 +5,7 @@ Source: Frantar et al. 2022, "GPTQ", section 4: a block is quantized on the outp
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
@@ -16,8 +17,8 @@ from lissom.anatomy import Anatomy
 from lissom.anatomy.parts import Block
 
 
-class _Done(Exception):
-    """The last block was reached: the rest of the model need not run."""
+class Done(Exception):
+    """The last block that was asked for was reached: the rest of the model need not run."""
 
 
 class Case(NamedTuple):
@@ -93,7 +94,7 @@ def _seen(model: nn.Module, module: nn.Module, batches: Sequence[Mapping[str, Te
     now: list[Tensor | None] = [None]
 
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        named = {name: None if name.startswith("past_key_value") else one for name, one in kwargs.items()}
+        named = given_again(kwargs)
         cases.append(Case(args, named, now[0], out[0] if isinstance(out, tuple) else out))
 
     handle = module.register_forward_hook(hook, with_kwargs=True)
@@ -145,25 +146,36 @@ def _caught(
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        named = {name: None if name.startswith("past_key_value") else one for name, one in kwargs.items()}
+        named = given_again(kwargs)
         first = named.pop("hidden_states", None) if not args else args[0]
         calls.append(((first if not calls else None, *args[1:]), named))
         if module is modules[-1]:
-            raise _Done
+            raise Done
 
-    config = cast("Any", model.config)
-    cached = getattr(config, "use_cache", None)
     hooks = [module.register_forward_pre_hook(hook, with_kwargs=True) for module in modules]
     try:
-        if cached is not None:
-            config.use_cache = False
-        with torch.no_grad():
+        with uncached(model), torch.no_grad(), contextlib.suppress(Done):
             model(**batch)
-    except _Done:
-        pass
     finally:
-        if cached is not None:
-            config.use_cache = cached
         for one in hooks:
             one.remove()
     return calls
+
+
+def given_again(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of a block for another call: without its cache, which the first one has filled."""
+    return {name: None if name.startswith("past_key_value") else one for name, one in kwargs.items()}
+
+
+@contextlib.contextmanager
+def uncached(model: nn.Module) -> Iterator[None]:
+    """Let `model` keep nothing of earlier tokens."""
+    config = cast("Any", model.config)
+    cached = getattr(config, "use_cache", None)
+    try:
+        if cached is not None:
+            config.use_cache = False
+        yield
+    finally:
+        if cached is not None:
+            config.use_cache = cached

@@ -23,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lissom.anatomy import Anatomy, Slot
 from lissom.errors import LissomError
+from lissom.stats.batches import cut
 from lissom.stats.sensitivity import answers_of
 
 SLICES = 10  # as published
@@ -61,7 +62,7 @@ def omegas(
     """
     given = list(batches)
     rows = sum(len(batch["input_ids"]) for batch in given)
-    pieces = list(_cut(given, max(1, rows // SLICES)))
+    pieces = list(cut(given, max(1, rows // SLICES)))
     found: dict[str, list[float]] = {name: [] for name, one in weights.items() if one}
     generator = torch.Generator().manual_seed(seed)
     starts = {name: [torch.randn(one.shape, generator=generator) for one in weights[name]] for name in found}
@@ -85,12 +86,6 @@ def omegas(
 def _omega(values: Sequence[float]) -> float:
     spread = torch.tensor(values, dtype=torch.float64)
     return abs(float(spread.mean())) + float(spread.std(correction=0))
-
-
-def _cut(batches: Iterable[Mapping[str, Tensor]], rows: int) -> Iterator[dict[str, Tensor]]:
-    for batch in batches:
-        for start in range(0, len(batch["input_ids"]), rows):
-            yield {name: one[start : start + rows] for name, one in batch.items()}
 
 
 @contextlib.contextmanager

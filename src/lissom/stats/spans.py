@@ -6,6 +6,7 @@ blocks at once and runs with gradients. Each row is looked at by running the mod
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -15,12 +16,9 @@ from torch import Tensor, nn
 
 from lissom.anatomy import Anatomy
 from lissom.anatomy.parts import Block
+from lissom.stats.blocks import Done, given_again, uncached
 
 _Given = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-class _Done(Exception):
-    """The row was reached: the rest of the model need not run."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,7 +79,7 @@ def calls(model: nn.Module, span: Span, batches: Sequence[Mapping[str, Tensor]])
     mask: Tensor | None = None
 
     def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        named = {name: None if name.startswith("past_key_value") else one for name, one in kwargs.items()}
+        named = given_again(kwargs)
         hidden = cast("Tensor", args[0] if args else named.pop("hidden_states"))
         entered.append((hidden, (args[1:], named)))
 
@@ -91,26 +89,17 @@ def calls(model: nn.Module, span: Span, batches: Sequence[Mapping[str, Tensor]])
         found.append(Call(hidden=entered[0][0], out=out, mask=mask, given=given))
         entered.clear()
         if not span.again:
-            raise _Done
+            raise Done
 
     hooks = [module.register_forward_pre_hook(enter, with_kwargs=True) for module in modules]
     hooks.append(modules[-1].register_forward_hook(leave))
-    config = cast("Any", model.config)
-    cached = getattr(config, "use_cache", None)
     try:
-        if cached is not None:
-            config.use_cache = False
         for batch in batches:
             mask = batch.get("attention_mask")
             entered.clear()
-            with torch.no_grad():
-                try:
-                    model(**batch)
-                except _Done:
-                    continue
+            with uncached(model), torch.no_grad(), contextlib.suppress(Done):
+                model(**batch)
     finally:
-        if cached is not None:
-            config.use_cache = cached
         for one in hooks:
             one.remove()
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Annotated, ClassVar
 
 import torch
@@ -18,6 +18,7 @@ from lissom.methods.base import Given, Need
 from lissom.methods.quantization.groups import Groups, Stored
 from lissom.methods.quantization.maps import unpacked_maps
 from lissom.nn.grouped import restore
+from lissom.stats.batches import cut
 from lissom.stats.blocks import Step, walk
 from lissom.stats.hessian import Hessians
 
@@ -46,7 +47,7 @@ class Calibrated(Groups):
         """Choose codes block by block, then pack."""
         maps, batches = unpacked_maps(editor, self.skip), list(given.calibration(self.samples))
         if maps:
-            self.pack(editor, self._all(editor.anatomy(), maps, cut(batches, self.rows), given))
+            self.pack(editor, self._all(editor.anatomy(), maps, list(cut(batches, self.rows)), given))
 
     def _all(
         self, anatomy: Anatomy, maps: list[Slot], batches: list[dict[str, Tensor]], given: Given
@@ -65,15 +66,6 @@ class Calibrated(Groups):
         for slot in maps:
             if slot.path not in done:
                 yield slot.path, self.rounded(slot.weight, slot.path)
-
-
-def cut(batches: Iterable[dict[str, Tensor]], rows: int) -> list[dict[str, Tensor]]:
-    """The batches in parts of `rows` rows at most, which bounds what a block holds while it runs."""
-    return [
-        {name: one[start : start + rows] for name, one in batch.items()}
-        for batch in batches
-        for start in range(0, len(next(iter(batch.values()))), rows)
-    ]
 
 
 def hessians_of(step: Step, slots: list[Slot]) -> dict[str, Tensor]:

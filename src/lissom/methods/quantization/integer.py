@@ -69,7 +69,9 @@ class Integer(Method):
     )
     source: ClassVar[str] = "Kim et al. 2021 (I-BERT), section 3"
 
-    calibrator: Annotated[Calibrator, Field(description="how much of the range that texts show is covered")] = "min_max"
+    calibrator: Annotated[Calibrator, Field(description="how much of the range that texts show is covered")] = (
+        "percentile"
+    )
     samples: Annotated[int, Field(ge=LEAST, le=100_000, description="texts that are looked at")] = 128
 
     def check(self, anatomy: Anatomy, given: Given) -> None:

@@ -26,7 +26,7 @@ from pydantic import Field
 from lissom import edits
 from lissom.anatomy import is_transposed, token_table
 from lissom.errors import LissomError
-from lissom.nn.fake_quant import FakeWeight, quantize, rounded_input
+from lissom.nn.fake_quant import FakeWeight, quantize, round_input
 from lissom.nn.mixed_bits import Choices, FakeMixed, Runs, fewest_bits, pack_runs, runs_of
 from lissom.train.during.base import Acting, During
 from lissom.train.during.held import drawn
@@ -112,7 +112,7 @@ class _Searching(Acting):
 
         self.made = transform(linears, make) + transform(self.tables, lambda _module, _tensor: FakeWeight("int8"))
         rounded = linears if options.activations == "int8" else []
-        self.handles = [one.register_forward_pre_hook(_round) for one in rounded]
+        self.handles = [one.register_forward_pre_hook(round_input) for one in rounded]
         self.at(0.0)
 
     def at(self, progress: float) -> None:
@@ -190,10 +190,6 @@ def _sizes(module: nn.Module, groups: int) -> list[int]:
     rows = weight.shape[1 if is_transposed(module) else 0]
     count = min(groups, rows)
     return [rows // count + (i < rows % count) for i in range(count)]
-
-
-def _round(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return (rounded_input(args[0]), *args[1:])
 
 
 def _finite(path: str, weight: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from pydantic import Field
 from lissom import edits
 from lissom.anatomy import Slot, is_transposed, token_table
 from lissom.nn.fake_levels import FakePlanes, split_ternary
-from lissom.nn.fake_quant import FakeWeight, quantize, rounded_input
+from lissom.nn.fake_quant import FakeWeight, quantize, round_input
 from lissom.nn.low_bit import pack_codes
 from lissom.train.during.base import Acting, During
 from lissom.train.during.input_levels import InputLevels
@@ -88,7 +88,7 @@ class _Splitting(Acting):
         four = options.activations == "int4"
         self.levels = InputLevels(self.linears, _FOUR_BITS) if four else None
         rounded = self.linears if options.activations == "int8" else []
-        self.handles = [one.register_forward_pre_hook(_round) for one in rounded]
+        self.handles = [one.register_forward_pre_hook(round_input) for one in rounded]
         self.kept: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
     def bake(self) -> None:
@@ -129,10 +129,6 @@ class _Splitting(Acting):
         editor.apply(edits.PackBinary(planes=2, linears=tuple(paths), rounds=rounds, bits=bits), tensors)
         for table in self.tables:
             pack_table(editor, table, *self.kept[table], bits=2)
-
-
-def _round(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return (rounded_input(args[0]), *args[1:])
 
 
 def pack_table(editor: Editor, table: nn.Module, codes: Tensor, scale: Tensor, *, bits: Literal[1, 2]) -> None:
