@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lissom.anatomy import Slot, dissect, is_linear, keep_together
+from lissom.errors import LissomError
 from lissom.nn import Int8Linear, LowRankLinear
+from lissom.nn.palette import PaletteLinear
 from tests import tiny
 
 HEADS, SIZE, HIDDEN = 4, 8, 32
@@ -165,3 +167,11 @@ def test_cutting_neurons_of_a_fused_gate(kept: set[int]) -> None:
     keep_together([(ffn.up, rows, None), (ffn.gate, rows, None)])
     assert torch.equal(ffn.up.module.weight, torch.cat([gate[rows], up[rows]]))
     assert torch.equal(ffn.up.module.bias, bias[[*rows, *(48 + i for i in rows)]])
+
+
+def test_columns_that_are_stored_as_vectors_are_not_cut_apart() -> None:
+    slot = Slot(Holder(PaletteLinear(8, 3, bits=2, vector=4)), "map")
+    slot.keep(in_=[4, 5, 6, 7])
+    said = "LSM-451 map: columns that are stored as vectors of 4 cannot be cut apart. Cut the model first"
+    with pytest.raises(LissomError, match=said):
+        slot.keep(in_=[0, 2])

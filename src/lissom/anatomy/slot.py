@@ -160,6 +160,7 @@ def keep_together(cuts: Iterable[tuple[Slot, Sequence[int] | None, Sequence[int]
     """Cut several slots at once: (slot, outputs to keep, inputs to keep), None for all.
 
     Slots of one fused projection must be cut in one call, so that the projection's layout stays whole.
+    Raises LissomError LSM-451 for columns that a packed layer holds together.
     """
     outs: dict[str, Tensor] = {}
     ins: dict[str, Tensor] = {}
@@ -176,4 +177,7 @@ def keep_together(cuts: Iterable[tuple[Slot, Sequence[int] | None, Sequence[int]
             ins[slot.path] = torch.as_tensor(list(in_), dtype=torch.int64)
     for path, slot in slots.items():
         mask = outs.get(path)
-        shrink(slot.module, out=None if mask is None else mask.nonzero().flatten(), in_=ins.get(path))
+        try:
+            shrink(slot.module, out=None if mask is None else mask.nonzero().flatten(), in_=ins.get(path))
+        except ValueError as error:  # it is stored in a form that these columns cannot be cut out of
+            raise LissomError(451, str(error), place=path, remedy="Cut the model first, then store it so.") from error

@@ -98,16 +98,20 @@ class Given:
     report: Callable[[str, float], None] = _silent
     trial: Callable[[Mapping[str, PreTrainedModel]], Sequence[Trial]] | None = None
 
-    def calibration(self, samples: int, *, labelled: bool = False) -> Iterator[dict[str, Tensor]]:
+    def calibration(
+        self, model: PreTrainedModel, samples: int, *, labelled: bool = False
+    ) -> Iterator[dict[str, Tensor]]:
         """Batches of at most `samples` texts on the device, see `lissom.stats.batches.calibration_batches`.
 
+        model: what reads them; the decoder of one that writes what it has read is given the same text.
         Raises LissomError LSM-317 without data or a tokenizer.
         """
         from lissom.stats.batches import calibration_batches
 
         if self.data is None or self.tokenizer is None:
             raise LissomError(317, "needs texts to look at", remedy="Give --data.")
-        return calibration_batches(
+        writes = model.config.is_encoder_decoder and model.can_generate() and not labelled
+        batches = calibration_batches(
             self.data,
             self.tokenizer,
             samples=samples,
@@ -116,6 +120,7 @@ class Given:
             device=self.device,
             labelled=labelled,
         )
+        return ({**one, "decoder_input_ids": one["input_ids"]} for one in batches) if writes else batches
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

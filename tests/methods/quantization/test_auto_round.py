@@ -72,7 +72,7 @@ def test_padding_is_not_counted():
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "t5"])
 def test_a_model_answers_more_nearly_than_after_rounding_to_nearest(kind, tmp_path):
     model = tiny.model(kind, "AutoModelForSequenceClassification")
-    inputs = next(given().calibration(16))
+    inputs = next(given().calibration(model, 16))
     right = tiny.outputs(model, inputs)
     errors = []
     for method in (AutoRound(bits=3, group=16, steps=40, samples=16), Rtn(bits=3, group=16)):

@@ -85,7 +85,7 @@ def test_the_whole_model_is_nearer_than_by_rounding_alone():
 def test_what_was_trained_is_what_is_stored():
     """The last row's error, as training saw it, is that of the packed model."""
     model = tiny.model("bert", num_hidden_layers=1)
-    batch = next(iter(given().calibration(32)))
+    batch = next(iter(given().calibration(model, 32)))
     with torch.no_grad():
         wanted = model.eval()(**batch).last_hidden_state
     editor = Editor(copy.deepcopy(model))

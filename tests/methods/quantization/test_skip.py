@@ -79,6 +79,14 @@ def test_a_misspelt_map_is_refused_before_any_work():
         assert str(caught.value).startswith(said)
 
 
+def test_a_misspelt_last_name_is_told_as_a_pattern():
+    anatomy = Editor(tiny.model("bert", CLASSIFIER)).anatomy()
+    for wrong, said in (("quary", 'Did you mean "*.query"?'), ("zz", "Known: *.dense, *.key, *.query, *.value.")):
+        with pytest.raises(LissomError) as caught:
+            METHODS["int8"](skip=(wrong,)).check(anatomy, given())
+        assert str(caught.value) == f'LSM-318 no linear map of the blocks is called "{wrong}". {said}'
+
+
 def test_one_factor_of_a_low_rank_map_can_stay():
     editor = Editor(tiny.model("bert", CLASSIFIER))
     step = METHODS["int8"](skip=("bert.encoder.layer.0.output.dense.up",))

@@ -76,5 +76,5 @@ class KeepLayers(Method):
 
         if given.data is None or given.tokenizer is None:
             raise LissomError(317, "by: importance looks at texts", remedy="Give --data.")
-        influence = block_influence(editor.model, stack, given.calibration(self.samples))
+        influence = block_influence(editor.model, stack, given.calibration(editor.model, self.samples))
         return tuple(sorted(influence.topk(edits.how_many(cast("float", self.keep), len(influence))).indices.tolist()))

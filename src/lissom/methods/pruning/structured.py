@@ -67,7 +67,7 @@ def first_order_scores(
     editor: Editor, given: Given, slots: dict[str, tuple[Slot, int]], samples: int
 ) -> dict[str, Tensor]:
     """First-order importance of the units that go into `slots`, on training texts."""
-    return first_order(editor.model, slots, given.calibration(samples, labelled=True))
+    return first_order(editor.model, slots, given.calibration(editor.model, samples, labelled=True))
 
 
 def check_labelled(given: Given) -> None:

@@ -45,7 +45,7 @@ class Calibrated(Groups):
 
     def apply(self, editor: Editor, given: Given) -> None:
         """Choose codes block by block, then pack."""
-        maps, batches = unpacked_maps(editor, self.skip), list(given.calibration(self.samples))
+        maps, batches = unpacked_maps(editor, self.skip), list(given.calibration(editor.model, self.samples))
         if maps:
             self.pack(editor, self._all(editor.anatomy(), maps, list(cut(batches, self.rows)), given))
 

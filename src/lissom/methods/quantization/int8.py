@@ -163,14 +163,11 @@ class Int8(Method):
 
     def _batches(self, editor: Editor, given: Given) -> list[dict[str, Tensor]]:
         """Calibration texts. Raises LissomError LSM-317 without any, LSM-904 for too few."""
-        made = list(given.calibration(self.samples))
+        made = list(given.calibration(editor.model, self.samples))
         texts = sum(len(one["input_ids"]) for one in made)
         if texts < LEAST:
             cause = f"{texts} calibration texts are too few to find ranges on, {LEAST} is the least"
             raise LissomError(904, cause, remedy="Give more texts, or choose mode: dynamic.")
-        config = editor.model.config
-        if config.is_encoder_decoder and editor.model.can_generate():  # its decoder reads the same text
-            made = [{**one, "decoder_input_ids": one["input_ids"]} for one in made]
         return made
 
 

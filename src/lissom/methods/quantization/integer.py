@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch.utils.hooks import RemovableHandle
+    from transformers import PreTrainedModel
 
 LEAST = 8
 """Texts that ranges are found on, at the least."""
@@ -110,7 +111,8 @@ class Integer(Method):
 
     def _limits(self, anatomy: Anatomy, edit: PackInteger, given: Given) -> dict[str, float]:
         """The largest magnitude of what goes into each module, and, by its path and " out", of what comes out."""
-        model, batches = anatomy.model, list(given.calibration(self.samples))
+        model = cast("PreTrainedModel", anatomy.model)
+        batches = list(given.calibration(model, self.samples))
         texts = sum(len(one["input_ids"]) for one in batches)
         if texts < LEAST:
             cause = f"{texts} calibration texts are too few to find ranges on, {LEAST} is the least"

@@ -43,4 +43,6 @@ def _refuse_unknown(skip: Sequence[str], paths: Sequence[str], shown: Sequence[s
     for one in skip:
         if not any(fnmatchcase(path, one) for path in paths):
             names = paths if shown is None else shown
+            if "." not in one:  # not a whole path: the last names are few, and each stands for that map of all blocks
+                names = sorted({f"*.{path.rpartition('.')[2]}" for path in names})
             raise LissomError(318, f'no linear map of the blocks is called "{one}"', remedy=nearest(one, names))

@@ -116,7 +116,7 @@ class Mixed(Method):
         """Path of each map -> its damage at each of the choices."""
         if self.by == "hessian":
             return self._bent(editor, given, maps)
-        batches = list(given.calibration(self.samples))
+        batches = list(given.calibration(editor.model, self.samples))
         rows = answer_weights(editor.model, maps, batches, seed=given.seed)
         found: dict[str, list[float]] = {}
         for step in walk(editor.anatomy(), batches):
@@ -136,7 +136,7 @@ class Mixed(Method):
     def _bent(self, editor: Editor, given: Given, maps: list[Slot]) -> Damages:
         """Ω times the squared change; all maps of a block have the damage of the block, see `_units`."""
         try:
-            batches = list(given.calibration(self.samples, labelled=True))
+            batches = list(given.calibration(editor.model, self.samples, labelled=True))
         except LissomError as error:
             if error.code != "LSM-821":
                 raise

@@ -109,7 +109,7 @@ class Reconstruct(Method):
         table = self._table(editor)
         for path, (_, codes, scale) in table.items():
             model.get_submodule(path).weight.data = codes * scale[:, None]
-        batches = list(given.calibration(self.samples)) if self.steps else []
+        batches = list(given.calibration(model, self.samples)) if self.steps else []
         stored: dict[str, Stored] = {}
         places: dict[int, str] = {}  # of each weight that was trained; later blocks may share it
         errors, hooks = [], []

@@ -55,7 +55,7 @@ class Smooth(Method):
         """
         feeds = self._feeds(editor)
         readers = [feed.slots[0] for feed in feeds]
-        largest = largest_inputs(editor.model, readers, given.calibration(self.samples))
+        largest = largest_inputs(editor.model, readers, given.calibration(editor.model, self.samples))
         done = [(feed, top) for feed, top in zip(feeds, largest, strict=True) if top is not None]
         scaled: list[tuple[Feed, Tensor]] = []
         for feed, top in done:

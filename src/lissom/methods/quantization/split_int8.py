@@ -42,7 +42,7 @@ class SplitInt8(Method):
     def apply(self, editor: Editor, given: Given) -> None:
         """Run the texts, then pack."""
         maps = unpacked_maps(editor)
-        largest = largest_inputs(editor.model, maps, given.calibration(self.samples))
+        largest = largest_inputs(editor.model, maps, given.calibration(editor.model, self.samples))
         tensors: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
         for slot, top in zip(maps, largest, strict=True):
