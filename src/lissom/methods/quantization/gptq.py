@@ -24,10 +24,10 @@ from lissom.methods.quantization.calibrated import Calibrated, hessians_of
 from lissom.methods.quantization.groups import Stored
 from lissom.nn.grouped import groups_of
 from lissom.stats.blocks import Step
+from lissom.stats.sweep import inverse_factor, sweep
 
 _LAZY = 64  # columns between two updates of all later ones
 _CLIP = 0.8  # of the ends of groups, at most, as in the authors' code
-_TRIES = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,40 +72,16 @@ class Gptq(Calibrated):
         order = torch.arange(columns, device=weight.device)
         if self.act_order:
             order = hessian.diagonal().argsort(descending=True, stable=True)
-        upper = self._factor(hessian[order][:, order], path)
+        upper = inverse_factor(hessian[order][:, order], damp=self.damp, path=path)
         rest, codes = weight.t()[order], torch.empty(columns, len(weight), dtype=torch.uint8, device=weight.device)
         parts = (order // self.group).tolist()
         scales, zeros = scale.t().contiguous(), zero.t().contiguous()  # a column of weights is a row here: side by side
-        for start in range(0, columns, _LAZY):
-            end = min(start + _LAZY, columns)
-            errors = torch.empty_like(rest[start:end])
-            for j in range(start, end):
-                s, z = scales[parts[j]], zeros[parts[j]]
-                code = (rest[j] / s).add_(z).round_().clamp_(0, 2**self.bits - 1)
-                codes[j] = code
-                errors[j - start] = rest[j].sub_(code.sub_(z).mul_(s)).div_(upper[j, j])
-                rest[j + 1 : end].addr_(upper[j, j + 1 : end], errors[j - start], alpha=-1)
-            rest[end:].addmm_(upper[start:end, end:].t(), errors, alpha=-1)
-        return Stored(codes[order.argsort()].t().contiguous(), scale, zero)
 
-    def _factor(self, hessian: Tensor, path: str) -> Tensor:
-        """Upper U with UᵀU the inverse of the damped H (in, in), which is changed."""
-        diagonal = hessian.diagonal()
-        mean = diagonal.mean()
-        diagonal[diagonal == 0] = 1.0  # never seen: alone, so that nothing makes up for it
-        damp = self.damp
-        upper: Tensor
-        for _ in range(_TRIES):
-            damped = hessian + damp * mean * torch.eye(len(hessian), device=hessian.device)
-            lower, failed = torch.linalg.cholesky_ex(damped)
-            if not int(failed):
-                upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-                if not int(failed) and bool(torch.isfinite(upper).all()):
-                    return upper
-            damp = max(damp, 0.001) * 10
-        raise LissomError(
-            903,
-            "the inputs on the calibration texts give a matrix that is not positive definite",
-            place=path,
-            remedy="Give more texts, or raise damp.",
-        )
+        def change(j: int) -> Tensor:
+            s, z = scales[parts[j]], zeros[parts[j]]
+            code = (rest[j] / s).add_(z).round_().clamp_(0, 2**self.bits - 1)
+            codes[j] = code
+            return code.sub_(z).mul_(s)
+
+        sweep(rest, upper, change, lazy=_LAZY)
+        return Stored(codes[order.argsort()].t().contiguous(), scale, zero)
