@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from lissom.anatomy import Slot
+from lissom.errors import LissomError
+from lissom.stats.blocks import Step
 
 
 class Hessians:
@@ -48,3 +51,20 @@ class Hessians:
         self._last = None
         for hook in self._hooks:
             hook.remove()
+
+
+def hessians_of(step: Step, slots: Sequence[Slot]) -> dict[str, Tensor]:
+    """Path -> H (in, in), not to be changed, of the maps that texts reach. Maps that read one tensor share one H.
+
+    Raises LissomError LSM-901 for NaN and infinity.
+    """
+    found = Hessians(slots)
+    try:
+        step.run(lambda mask: setattr(found, "mask", mask))
+    finally:
+        found.close()
+    hessians = {slot.path: one for slot in slots if (one := found.of(slot.path)) is not None}
+    for path, one in hessians.items():
+        if not bool(torch.isfinite(one).all()):
+            raise LissomError(901, "an input holds NaN or infinity on a calibration text", place=path)
+    return hessians

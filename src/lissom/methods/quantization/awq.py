@@ -20,11 +20,12 @@ from pydantic import Field
 from torch import Tensor
 
 from lissom.anatomy import Anatomy, Slot
-from lissom.methods.quantization.calibrated import Calibrated, hessians_of
+from lissom.methods.quantization.calibrated import Calibrated
 from lissom.methods.quantization.groups import Stored
 from lissom.nn.grouped import groups_of, restore
 from lissom.stats.blocks import Step
 from lissom.stats.folding import Feed, feeders, fold
+from lissom.stats.hessian import hessians_of
 
 _STEPS = 20  # of the exponent, as published
 

@@ -13,14 +13,12 @@ from torch import Tensor
 
 from lissom.anatomy import Anatomy, Slot
 from lissom.edits import Editor
-from lissom.errors import LissomError
 from lissom.methods.base import Given, Need
 from lissom.methods.quantization.groups import Groups, Stored
 from lissom.methods.quantization.maps import unpacked_maps
 from lissom.nn.grouped import restore
 from lissom.stats.batches import cut
 from lissom.stats.blocks import Step, walk
-from lissom.stats.hessian import Hessians
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,20 +64,3 @@ class Calibrated(Groups):
         for slot in maps:
             if slot.path not in done:
                 yield slot.path, self.rounded(slot.weight, slot.path)
-
-
-def hessians_of(step: Step, slots: list[Slot]) -> dict[str, Tensor]:
-    """Path -> H (in, in), not to be changed, of the maps that texts reach. Maps that read one tensor share one H.
-
-    Raises LissomError LSM-901 for NaN and infinity.
-    """
-    found = Hessians(slots)
-    try:
-        step.run(lambda mask: setattr(found, "mask", mask))
-    finally:
-        found.close()
-    hessians = {slot.path: one for slot in slots if (one := found.of(slot.path)) is not None}
-    for path, one in hessians.items():
-        if not bool(torch.isfinite(one).all()):
-            raise LissomError(901, "an input holds NaN or infinity on a calibration text", place=path)
-    return hessians

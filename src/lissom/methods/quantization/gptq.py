@@ -20,10 +20,11 @@ from torch import Tensor
 
 from lissom.anatomy import Anatomy, Slot
 from lissom.errors import LissomError
-from lissom.methods.quantization.calibrated import Calibrated, hessians_of
+from lissom.methods.quantization.calibrated import Calibrated
 from lissom.methods.quantization.groups import Stored
 from lissom.nn.grouped import groups_of
 from lissom.stats.blocks import Step
+from lissom.stats.hessian import hessians_of
 from lissom.stats.sweep import inverse_factor, sweep
 
 _LAZY = 64  # columns between two updates of all later ones

@@ -27,7 +27,6 @@ from lissom.anatomy import Anatomy, Slot
 from lissom.edits import Editor
 from lissom.errors import LissomError
 from lissom.methods.base import Given, Method, Need, Stage
-from lissom.methods.quantization.calibrated import hessians_of
 from lissom.methods.quantization.gptq import Gptq
 from lissom.methods.quantization.groups import SPEED, Groups
 from lissom.methods.quantization.hqq import Hqq
@@ -36,6 +35,7 @@ from lissom.methods.quantization.rtn import Rtn
 from lissom.nn.grouped import groups_of, restore
 from lissom.stats.blocks import walk
 from lissom.stats.curvature import answer_weights, block_weights, omegas
+from lissom.stats.hessian import hessians_of
 from lissom.stats.widths import choose_widths
 
 Width = Literal[2, 3, 4, 8]
