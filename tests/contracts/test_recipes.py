@@ -44,7 +44,7 @@ READY = [entry["id"] for entry in catalogue() if entry["status"] == "ready"]
 GENERATE = {"sequence-kd", "gkd", "imitkd", "minillm", "distillm", "kivi"}
 """For models that go on with a text."""
 ENCODERS_ONLY = {"mixkd", "i-bert"}
-ENCODER_DECODERS = {"dq-bart"}
+ENCODER_DECODERS = {"dq-bart", "recurrent-stacking"}
 """For models that have both."""
 NEW_STUDENT = {"well-read-students"}
 """Recipes that cut nothing: the student is another model, and the original is given as its teacher."""
@@ -310,6 +310,13 @@ def thin(options: dict[str, Any], before: Stack, after: Stack, result: Result) -
     assert all(isinstance(slot.module, LowRankLinear) for slot in dissect(result.model).linears())
 
 
+def tied(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:
+    of = ("attention", "ffn") if options["parts"] == "all" else (options["parts"],)
+    for part in of:
+        sets = {tuple(slot.module.weight.data_ptr() for slot in getattr(b, part).slots()) for b in after.blocks}
+        assert len(sets) == options["unique"] < len(before.blocks)
+
+
 def parts(module: Any) -> list[Any]:
     module = module.inner if isinstance(module, ScaledLinear) else module
     return [module.down, module.up] if isinstance(module, LowRankLinear) else [module]
@@ -357,5 +364,6 @@ PROMISES = {
     "auto_round": grouped,
     "reconstruct": rebuilt,
     "svd": thin,
+    "share_layers": tied,
     "kv_cache": remembered,
 }

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from lissom.edits.binary import LevelAttention, PackBinary
 from lissom.edits.cache import PackCache
-from lissom.edits.depth import KeepLayers, ShareLayers, check_depth, chosen, how_many
+from lissom.edits.depth import KeepLayers, Parts, ShareLayers, check_depth, chosen, how_many, shared_paths
 from lissom.edits.edit import EDIT_MISFIT, Edit, Record
 from lissom.edits.editor import Editor
 from lissom.edits.grouped import PackGroups
@@ -74,6 +74,7 @@ __all__ = [
     "PackRows",
     "PackSplit",
     "Palette",
+    "Parts",
     "Record",
     "ScaleInputs",
     "ShareLayers",
@@ -81,4 +82,5 @@ __all__ = [
     "chosen",
     "edit_from_json",
     "how_many",
+    "shared_paths",
 ]

@@ -9,6 +9,7 @@ from torch import nn
 
 from lissom.anatomy import Stack, dissect
 from lissom.anatomy.dissect import stack_record
+from lissom.anatomy.parts import Block
 from lissom.edits.edit import EDIT_MISFIT, Edit
 from lissom.errors import LissomError
 
@@ -110,16 +111,22 @@ def check_ascending(numbers: tuple[int, ...], below: int, what: str) -> None:
         )
 
 
+Parts = Literal["all", "attention", "ffn"]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShareLayers(Edit):
     """Let layers of a stack use the very same tensors. Stored once, counted once, executed as often as before.
 
     source: for each block the number of the block whose weights it uses; a source points at itself. A tensor that
         the source has not got (the first block of some families lacks a norm) stays the layer's own.
+    parts: "all" of a layer; or only the linear maps of its attention layers, or of its feed-forward layer: norms and
+        whatever else stay the layer's own.
     """
 
     stack: str = ""
     source: tuple[int, ...]
+    parts: Parts = "all"
 
     def apply(self, model: nn.Module) -> None:
         """Tie the tensors; the weights of a source are the ones that stay."""
@@ -145,7 +152,20 @@ class ShareLayers(Edit):
                 sources = tuple(map(roots.index, roots))
         for block, source in zip(stack.blocks, sources, strict=True):
             if block.index != source:
-                share(model.get_submodule(stack.blocks[source].path), model.get_submodule(block.path), block.path)
+                pairs = zip(
+                    shared_paths(stack.blocks[source], self.parts), shared_paths(block, self.parts), strict=True
+                )
+                for theirs, own in pairs:
+                    share(model.get_submodule(theirs), model.get_submodule(own), own)
+
+
+def shared_paths(block: Block, parts: Parts) -> tuple[str, ...]:
+    """The modules of `block` that layers share with these `parts`; those of two alike blocks in the same order."""
+    if parts == "all":
+        return (block.path,)
+    cross = () if block.cross is None else block.cross.slots()
+    slots = block.ffn.slots() if parts == "ffn" else (*block.attention.slots(), *cross)
+    return tuple(dict.fromkeys(slot.path for slot in slots))
 
 
 def share(source: nn.Module, target: nn.Module, place: str) -> None:
@@ -162,7 +182,7 @@ def share(source: nn.Module, target: nn.Module, place: str) -> None:
                     raise LissomError(
                         EDIT_MISFIT,
                         "the layer that shares and its source differ in shape",
-                        place=f"{place}.{name}.{key}",
+                        place=".".join(filter(None, (place, name, key))),
                         remedy="Share layers after heads and neurons are cut alike in them.",
                     )
                 cast("dict[str, Any]", tensors)[key] = new

@@ -117,9 +117,9 @@ def sensitivity(
                 reference = _watched(model, batch, slots, noise, bits)
                 for place, slot in enumerate(slots):
                     report(slot.path, (number + place / len(slots)) / len(pieces))
-                    measure, moved = _moved(reference, _rounded(model, batch, slot, bits), batch["attention_mask"])
-                    totals[slot.path] += float(moved.sum())
-                answers += len(moved)
+                    measure, far = moved(reference, _rounded(model, batch, slot, bits), batch["attention_mask"])
+                    totals[slot.path] += float(far.sum())
+                answers += len(far)
     finally:
         model.train(training)
     found = [
@@ -246,7 +246,7 @@ def answers_of(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     raise LissomError(715, f"{type(model).__name__} answers {', '.join(found)}, and none of them is known")
 
 
-def _moved(before: dict[str, Tensor], after: dict[str, Tensor], mask: Tensor) -> tuple[Measure, Tensor]:
+def moved(before: dict[str, Tensor], after: dict[str, Tensor], mask: Tensor) -> tuple[Measure, Tensor]:
     """How far each answer moved, (answers,), and in what measure. mask: (rows, longest), 1 for a real token."""
     if "start_logits" in before:
         hidden = mask == 0
