@@ -21,6 +21,7 @@ from lissom.edits import (
     KeepLayers,
     KeepNeurons,
     LevelAttention,
+    MultiplyOut,
     Pack,
     PackBinary,
     PackBits,
@@ -91,6 +92,11 @@ def factorize(anatomy: Anatomy) -> list[Filled]:
         u, s, v = torch.linalg.svd(slot.weight.detach(), full_matrices=False)
         tensors[f"{slot.path}.up.weight"], tensors[f"{slot.path}.down.weight"] = u * s, v
     return [(Factorize(ranks=ranks), tensors)]
+
+
+def multiply_out(anatomy: Anatomy) -> list[Filled]:
+    weights = {f"{slot.path}.weight": slot.weight.detach() for slot in anatomy.linears()}
+    return [(MultiplyOut(linears=tuple(name.removesuffix(".weight") for name in weights)), weights)]
 
 
 def scale_inputs(anatomy: Anatomy) -> list[Filled]:
@@ -228,6 +234,7 @@ MAKERS: dict[str, Callable[[Anatomy], list[Filled]]] = {
     "KeepHeads": keep_heads,
     "KeepNeurons": keep_neurons,
     "Factorize": factorize,
+    "MultiplyOut": multiply_out,
     "ScaleInputs": scale_inputs,
     "Pack": pack,
     "PackBits": pack_bits,
@@ -332,12 +339,13 @@ def test_a_copy_answers_alike_and_keeps_the_record(kind: str, case: Case) -> Non
 
 
 @pytest.mark.parametrize("case", BARE, ids=str)
-def test_factors_of_full_rank_change_nothing(case: Case) -> None:
+def test_factors_of_full_rank_change_nothing_nor_does_their_product(case: Case) -> None:
     model = case.model()
     inputs = case.inputs(model)
     whole = tiny.outputs(model, inputs)
-    edit(model, "Factorize")
-    torch.testing.assert_close(tiny.outputs(model, inputs), whole, atol=1e-4, rtol=1e-4)
+    for kind in ("Factorize", "MultiplyOut"):
+        edit(model, kind)
+        torch.testing.assert_close(tiny.outputs(model, inputs), whole, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("case", BARE, ids=str)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lissom.anatomy import dissect
-from lissom.edits import Edit, Editor, Factorize, Pack, Record
+from lissom.edits import Edit, Editor, Factorize, MultiplyOut, Pack, Record
 from lissom.errors import LissomError
 from lissom.nn import Int8Embedding, Int8Linear, LowRankLinear
 from lissom.nn.int8 import quantize_rows
@@ -19,6 +19,7 @@ WRONG = [
     (Factorize(ranks={"encoder.layer.1": 2}), "no linear map stands here", "encoder.layer.1"),
     (Factorize(ranks={PATH: 0}), "rank 0 is outside 1 to 32", PATH),
     (Factorize(ranks={PATH: 33}), "rank 33 is outside 1 to 32", PATH),
+    (MultiplyOut(linears=("pooler",)), "no linear map stands here", "pooler"),
     (Pack(linears=("embeddings.word_embeddings",)), "no linear map stands here", "embeddings.word_embeddings"),
     (Pack(embeddings=(PATH,)), "no plain embedding table stands here", PATH),
     (Pack(embeddings=("nowhere",)), "no plain embedding table stands here", "nowhere"),

@@ -9,7 +9,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from lissom.anatomy import Slot, dissect
 from lissom.errors import LissomError
-from lissom.stats.curvature import _largest, _omega, _slopes, answer_weights, block_weights, omegas
+from lissom.stats.curvature import _largest, _omega, _slopes, answer_weights, block_weights, omegas, row_fisher
 from lissom.stats.sensitivity import answers_of
 from tests import tiny
 
@@ -131,3 +131,29 @@ def test_answers_of_every_kind_have_weights(variant: str, head: str):
     assert set(found) == {slot.path for slot in slots}
     assert all(one.shape == (slot.out_features,) for one, slot in zip(found.values(), slots, strict=True))
     assert sum(float(one.sum()) for one in found.values()) > 0
+
+
+@pytest.mark.parametrize("variant", ["bert", "albert", "gpt2"])
+def test_fisher_by_rows_is_that_of_each_text_alone(variant: str):
+    model = tiny.model(variant, CLASSIFIER)
+    batch = labelled(model)
+    batch["attention_mask"][1, 3:] = 0  # what is filled up has no gradient
+    slots = list(dissect(model).linears())
+    found = row_fisher(
+        model, slots, [{name: one[:3] for name, one in batch.items()}, {name: one[3:] for name, one in batch.items()}]
+    )
+    wanted = {slot.path: torch.zeros(slot.out_features) for slot in slots}
+    for row in range(4):
+        loss = model(**{name: one[row : row + 1] for name, one in batch.items()}).loss
+        weights = [slot.module.weight for slot in slots]
+        for slot, gradient in zip(slots, torch.autograd.grad(loss, weights), strict=True):
+            wanted[slot.path] += gradient.square().sum(0 if variant == "gpt2" else 1) / 4
+    for path, one in wanted.items():
+        assert float(one.sum()) > 0
+        torch.testing.assert_close(found[path], one, rtol=1e-3, atol=1e-9)
+
+
+def test_fisher_by_rows_needs_labels():
+    model = tiny.model("bert", CLASSIFIER)
+    with pytest.raises(LissomError, match="LSM-821"):
+        row_fisher(model, list(dissect(model).linears()), [tiny.batch(model, rows=2)])

@@ -15,7 +15,7 @@ from lissom.edits.editor import Editor
 from lissom.edits.grouped import PackGroups
 from lissom.edits.input_groups import PackInputGroups
 from lissom.edits.integer import PackInteger
-from lissom.edits.linear import Factorize, Pack, PackBits
+from lissom.edits.linear import Factorize, MultiplyOut, Pack, PackBits
 from lissom.edits.mixed import PackRows
 from lissom.edits.palette import Palette
 from lissom.edits.scaled import ScaleInputs
@@ -26,7 +26,7 @@ from lissom.errors import LissomError, nearest
 EDITS: dict[str, type[Edit]] = {
     edit.__name__: edit
     for edit in (
-        *(KeepLayers, ShareLayers, KeepHeads, KeepNeurons, Factorize, ScaleInputs),
+        *(KeepLayers, ShareLayers, KeepHeads, KeepNeurons, Factorize, MultiplyOut, ScaleInputs),
         *(Pack, PackBits, PackBinary, PackRows, PackGroups, PackSplit, PackInputGroups, Palette),
         *(LevelAttention, PackInteger, PackCache),
     )
@@ -64,6 +64,7 @@ __all__ = [
     "KeepLayers",
     "KeepNeurons",
     "LevelAttention",
+    "MultiplyOut",
     "Pack",
     "PackBinary",
     "PackBits",

@@ -66,6 +66,26 @@ class Factorize(Edit):
             slot.swap(module.train(slot.module.training))
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MultiplyOut(Edit):
+    """Put a plain linear map in the place of one that is stored otherwise, as two thin ones are.
+
+    linears: module paths. The weights come as tensors `PATH.weight` (out, in); the bias is carried over.
+    """
+
+    linears: tuple[str, ...]
+
+    def apply(self, model: nn.Module) -> None:
+        """Replace the maps; the weights are not filled in yet."""
+        for path in self.linears:
+            slot = _linear(model, path)
+            device, dtype = _place(slot)
+            bias = slot.bias
+            module = nn.Linear(slot.in_features, slot.out_features, bias is not None, device=device, dtype=dtype)
+            _carry_bias(bias, module.bias)
+            slot.swap(module.train(slot.module.training))
+
+
 def _table(model: nn.Module, path: str) -> nn.Embedding:
     table = model.get_submodule(path) if path in dissect(model).embeddings else None
     if type(table) is not nn.Embedding:  # a subclass computes something more

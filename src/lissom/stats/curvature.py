@@ -2,12 +2,16 @@
 
     omega     |mean(λ)| + std(λ) of each block, λ the largest eigenvalue of the Hessian of the task's loss by the
               weights of its linear maps, on ten slices of the texts, by power iteration: v <- Hv / |Hv|, λ = vᵀHv
+    rows      Σ_j F_ij of each output i of a map, F_ij = E (∂ L / ∂ w_ij)² over texts, L the loss of one text: the
+              empirical Fisher information, summed by rows without holding the gradient of a text by a matrix:
+              Σ_j (Σ_t g_ti x_tj)² = Σ_ts g_ti (x_t · x_s) g_si over tokens t and s
     answers   Σ_t (∂ log p(y) / ∂ output_r)² of each output r of a map, over tokens t, with y drawn from the model's own
               answers: the diagonal of their Fisher information, by which a small error e of an output moves them by
               ½ F e² nats of KL divergence
 
-Sources: Shen et al. 2020, "Q-BERT", section 3.1 and equation 2 (omega); Martens 2020, "New insights and perspectives on
-the natural gradient method", sections 6 and 9 (Fisher information as the curvature of KL, labels from the model).
+Sources: Shen et al. 2020, "Q-BERT", section 3.1 and equation 2 (omega); Hsu et al. 2022, "FWSVD", section 3 (rows);
+Martens 2020, "New insights and perspectives on the natural gradient method", sections 6 and 9 (Fisher information
+as the curvature of KL, labels from the model).
 """
 
 from __future__ import annotations
@@ -104,10 +108,7 @@ def _slopes(model: nn.Module, weights: Weights, batch: Mapping[str, Tensor]) -> 
     """The gradient of the loss by each matrix, which can be differentiated again."""
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the fast kernels of attention have no second derivative
         loss = model(**batch).loss
-        if loss is None:
-            raise LissomError(821, "the curvature of a loss needs labelled texts, and these have none")
-        if not bool(torch.isfinite(loss)):
-            raise LissomError(902, f"the loss is {loss.item()} on calibration texts")
+        _check_loss(loss)
         flat = [one for each in weights.values() for one in each]
         slopes = iter(torch.autograd.grad(loss, flat, create_graph=True, materialize_grads=True))
     return {name: [next(slopes) for _ in each] for name, each in weights.items()}
@@ -139,6 +140,65 @@ def _largest(
 
 def _length(vector: Sequence[Tensor]) -> float:
     return math.sqrt(sum(float(one.double().square().sum()) for one in vector))
+
+
+def row_fisher(model: nn.Module, slots: Sequence[Slot], batches: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Path of each map -> `rows` (see the head) of its outputs, (out,) float32; zeros where no text reaches it.
+
+    batches: with labels; the model's own loss is used, without dropout. Where that is a mean over tokens, a text counts
+    by its share of the batch's tokens. What does not tell texts apart (a table of positions) counts a batch as one.
+    Raises LissomError LSM-902 when the loss is NaN or infinite, 821 when the model gives none.
+    """
+    found = {slot.path: torch.zeros(slot.out_features, device=slot.weight.device) for slot in slots}
+    texts = 0
+    training = model.training
+    model.train(False)
+    try:
+        for batch in batches:
+            rows = len(batch["input_ids"])
+            texts += rows
+            used: dict[str, list[tuple[Tensor, Tensor]]] = {}
+            with torch.enable_grad(), contextlib.ExitStack() as hooks:
+                for slot in slots:
+                    hooks.callback(slot.module.register_forward_hook(_note_both(used, slot.path)).remove)
+                loss = model(**batch).loss
+                _check_loss(loss)
+                flat = [y for uses in used.values() for _, y in uses]
+                slopes = iter(torch.autograd.grad(loss, flat, allow_unused=True))
+            for path, uses in used.items():
+                pairs = [(x, slope) for (x, _), slope in zip(uses, slopes, strict=False) if slope is not None]
+                if pairs:
+                    found[path] += _by_row(pairs, rows)
+    finally:
+        model.train(training)
+    return {path: one / max(texts, 1) for path, one in found.items()}
+
+
+def _by_row(pairs: Sequence[tuple[Tensor, Tensor]], rows: int) -> Tensor:
+    """Σ over texts and inputs of the squared gradient of a map, (out,): of all its uses (x, slope) in a batch."""
+
+    def apart(one: Tensor) -> Tensor:
+        return one.detach().float().reshape(rows if len(one) == rows else 1, -1, one.shape[-1])
+
+    x, slope = (torch.cat([apart(one) for one in each], dim=1) for each in zip(*pairs, strict=True))
+    slope = rows * slope  # the loss is a mean over texts
+    return (slope * (x @ x.transpose(1, 2) @ slope)).sum((0, 1)).clamp_min(0)
+
+
+def _note_both(used: dict[str, list[tuple[Tensor, Tensor]]], path: str) -> Callable[..., Tensor]:
+    def hook(_module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
+        y = y if y.requires_grad else y.detach().requires_grad_()
+        used.setdefault(path, []).append((args[0].detach(), y))
+        return y
+
+    return hook
+
+
+def _check_loss(loss: Tensor | None) -> None:
+    if loss is None:
+        raise LissomError(821, "the curvature of a loss needs labelled texts, and these have none")
+    if not bool(torch.isfinite(loss)):
+        raise LissomError(902, f"the loss is {loss.item()} on calibration texts")
 
 
 def answer_weights(

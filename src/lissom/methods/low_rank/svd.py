@@ -1,33 +1,40 @@
-"""Replace linear maps by the best product of two thin ones: W ≈ U_r sqrt(S_r) · sqrt(S_r) V_r^T.
+"""Replace linear maps by the best product of two thin ones, W ≈ A B, by one of four measures of what an error costs.
 
-The truncated singular value decomposition is the nearest matrix of its rank (Eckart and Young 1936); it knows nothing
-of the data, so it usually needs tuning afterwards.
+    weights      ‖W - A B‖_F                 the truncated SVD, which knows nothing of the data
+    fisher       ‖D (W - A B)‖_F             D² = Σ_j F_ij of each row i, F = E (∂L/∂W)² on labelled texts
+    input-size   ‖(W - A B) diag(s)‖_F       s_j = sqrt(rms x_j) over tokens
+    inputs       ‖(W - A B) X‖_F             X the inputs of the map: what it answers changes least
+
+Sources: Eckart and Young 1936 (weights); Hsu et al. 2022, "FWSVD", section 3 (fisher); Yuan et al. 2023, "ASVD",
+section 3.2, with α = 1/2 (input-size: the paper takes the mean magnitude, ours the root mean square); Chen et al. 2021,
+"DRONE", theorem 1, and Wang et al. 2025, "SVD-LLM", section 3.1, which solve one problem with different roots of XXᵀ
+(inputs). Texts are looked at block by block, each block on the answers of the factorized ones before it, so what
+SVD-LLM's later update of A on those inputs wins is won at once. Maps of a block are measured before any is replaced.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, ClassVar
+from collections.abc import Iterator, Mapping
+from typing import Annotated, ClassVar, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from lissom import edits
+from lissom.anatomy import Anatomy, Slot, dense_weight, stored_maps
 from lissom.edits import Editor
-from lissom.methods.base import Given, Method, Stage
+from lissom.errors import LissomError
+from lissom.methods.base import Given, Method, Stage, check_gradients
+from lissom.methods.low_rank.metrics import Metric, root
+from lissom.methods.low_rank.ranks import Size, by_energy, uniform
+from lissom.nn import LowRankLinear
+from lissom.stats.batches import cut
+from lissom.stats.blocks import walk
+from lissom.stats.curvature import row_fisher
+from lissom.stats.hessian import hessians_of
 
-
-def rank_for(ratio: float, rows: int, columns: int) -> int:
-    """The rank at which two factors hold the share `ratio` of rows * columns parameters; at least 1."""
-    return max(1, int(ratio * rows * columns / (rows + columns)))
-
-
-def factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """up (out, rank) and down (rank, in), so that up @ down is the nearest matrix of that rank to weight (out, in)."""
-    u, s, vt = torch.linalg.svd(weight.detach().float(), full_matrices=False)
-    root = s[:rank].sqrt()
-    return u[:, :rank] * root, root[:, None] * vt[:rank]
+_ROWS = 8  # texts that run at once
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,29 +44,120 @@ class Svd(Method):
     name: ClassVar[str] = "svd"
     stage: ClassVar[Stage] = Stage.RANK
     speed: ClassVar[str] = "faster for long or batched texts; two small products can be slower than one for one text"
-    source: ClassVar[str] = "Eckart and Young 1936; Noach and Goldberg 2020, section 3"
+    source: ClassVar[str] = (
+        "Eckart and Young 1936; Hsu et al. 2022; Yuan et al. 2023; Chen et al. 2021, theorem 1; Wang et al. 2025"
+    )
 
     ratio: Annotated[
         float, Field(gt=0, le=1, description="share of the parameters of the factorized slots that is kept")
     ] = 0.5
+    by: Annotated[
+        Literal["weights", "fisher", "input-size", "inputs"],
+        Field(description="what an error costs; fisher needs labelled data, input-size and inputs need texts"),
+    ] = "weights"
+    ranks: Annotated[
+        Literal["uniform", "energy"],
+        Field(description="every map keeps this share of its parameters, or all keep the same share of their energy"),
+    ] = "uniform"
+    samples: Annotated[
+        int, Field(ge=1, le=100_000, description="texts, or blocks of running text, that are looked at")
+    ] = 256
+
+    def check(self, anatomy: Anatomy, given: Given) -> None:
+        """Raises LSM-317 when there are no texts to look at, LSM-713 when fisher finds packed layers."""
+        if self.by != "weights" and (given.data is None or given.tokenizer is None):
+            raise LissomError(317, f"by: {self.by} looks at texts", remedy="Give --data, or choose by: weights.")
+        if self.by == "fisher":
+            check_gradients(anatomy)
 
     def apply(self, editor: Editor, given: Given) -> None:
-        """Factorize, and fill in the factors. A ratio of 1 changes nothing."""
-        if self.ratio == 1:
-            return
-        ranks: dict[str, int] = {}
-        tensors: dict[str, Tensor] = {}
-        # Layers that share a weight share its factors. The weight is held too: that of a packed layer is made for this
-        # loop, and once it is freed, the next one may stand at the same address.
-        shared: dict[int, tuple[Tensor, tuple[Tensor, Tensor]]] = {}
+        """Factorize, and fill in the factors. Maps in which that saves nothing stay, or become dense again."""
+        owners = _owners(editor.anatomy())
+        sizes = {path: _size(Slot(editor.model, path)) for path in dict.fromkeys(owners.values())}
+        ranks = self._ranks(editor, sizes, given)
+        found: dict[str, tuple[Tensor, Tensor]] = {}
+        for done, (slot, metric) in enumerate(self._weighed(editor, given) if any(ranks.values()) else ()):
+            path, owner = slot.path, owners[slot.path]
+            if ranks[owner]:
+                found[path] = found.get(owner) or metric.factors(slot.weight, ranks[owner])
+                _put(editor.model, path, *found[path])  # what comes after sees what it will be
+            given.report("factorizing", (done + 1) / len(owners))
+        _record(editor, {path: ranks[owner] for path, owner in owners.items()}, found)
+
+    def preview(self, editor: Editor, given: Given) -> None:
+        """The same structure; ranks by energy are taken for uniform ones."""
+        owners = _owners(editor.anatomy())
+        sizes = {path: _size(Slot(editor.model, path)) for path in owners}
+        ranks = uniform(sizes, self.ratio)
+        _record(editor, {path: ranks[owner] for path, owner in owners.items()}, {})
+
+    def _ranks(self, editor: Editor, sizes: Mapping[str, Size], given: Given) -> dict[str, int]:
+        if self.ranks == "uniform" or self.ratio == 1:
+            return uniform(sizes, self.ratio)
+        costs: dict[str, Tensor] = {}
+        for done, (slot, metric) in enumerate(self._weighed(editor, given)):
+            if slot.path in sizes:
+                costs[slot.path] = metric.costs(slot.weight)
+            given.report("measuring", done / len(sizes))
+        return by_energy(sizes, costs, self.ratio)
+
+    def _weighed(self, editor: Editor, given: Given) -> Iterator[tuple[Slot, Metric]]:
+        """Every map with its metric; replace it before asking for the next. Maps that no text reaches count plainly."""
         slots = list(editor.anatomy().linears())
-        for done, slot in enumerate(slots):
-            weight = slot.weight
-            rank = rank_for(self.ratio, slot.out_features, slot.in_features)
-            key = weight.data_ptr()
-            if key not in shared:
-                shared[key] = weight, factors(weight, rank)
-            ranks[slot.path] = rank
-            tensors[f"{slot.path}.up.weight"], tensors[f"{slot.path}.down.weight"] = shared[key][1]
-            given.report("factorizing", (done + 1) / len(slots))
-        editor.apply(edits.Factorize(ranks=ranks), tensors)
+        if self.by == "weights":
+            yield from ((slot, Metric()) for slot in slots)
+            return
+        batches = list(cut(given.calibration(editor.model, self.samples, labelled=self.by == "fisher"), _ROWS))
+        if self.by == "fisher":
+            rows = row_fisher(editor.model, slots, batches)
+            yield from ((slot, Metric(rows=rows[slot.path].sqrt())) for slot in slots)
+            return
+        for step in walk(editor.anatomy(), batches):
+            own = [slot for slot in slots if slot.path.startswith(f"{step.block.path}.")]
+            hessians = hessians_of(step, own)
+            seen = {id(one): self._of_inputs(one) for one in hessians.values()}  # some maps read the same
+            for slot in own:
+                yield slot, seen[id(hessians[slot.path])] if slot.path in hessians else Metric()
+
+    def _of_inputs(self, hessian: Tensor) -> Metric:
+        if self.by == "inputs":
+            return Metric(inputs=root(hessian))
+        return Metric(inputs=hessian.diagonal().pow(0.25).diag())
+
+
+def _owners(anatomy: Anatomy) -> dict[str, str]:
+    """Path of each map -> the first one that holds the same tensors."""
+    first: dict[tuple[int, ...], str] = {}
+    return {
+        slot.path: first.setdefault(tuple(id(part.module.weight) for part in stored_maps(slot)), slot.path)
+        for slot in anatomy.linears()
+    }
+
+
+def _size(slot: Slot) -> Size:
+    rows, columns = slot.out_features, slot.in_features
+    stored = sum(part.out_features * part.in_features for part in stored_maps(slot))
+    return Size(rows=rows, columns=columns, held=min(stored, rows * columns))
+
+
+def _put(model: nn.Module, path: str, up: Tensor, down: Tensor) -> None:
+    edits.Factorize(ranks={path: len(down)}).apply(model)
+    for name, values in (("up", up), ("down", down)):
+        model.get_parameter(f"{path}.{name}.weight").data.copy_(values)
+
+
+def _record(editor: Editor, ranks: Mapping[str, int], found: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    """Apply what was decided. A map of low rank that takes more numbers than a dense one becomes dense."""
+    dense: dict[str, Tensor] = {}
+    for slot in editor.anatomy().linears():
+        if isinstance(slot.module, LowRankLinear) and not ranks[slot.path]:
+            rows, columns = slot.out_features, slot.in_features
+            if slot.module.rank * (rows + columns) >= rows * columns:
+                dense[f"{slot.path}.weight"] = dense_weight(slot.module).detach()
+    if dense:
+        editor.apply(edits.MultiplyOut(linears=tuple(name.removesuffix(".weight") for name in dense)), dense)
+    thin = {path: rank for path, rank in ranks.items() if rank}
+    if thin:
+        ups = {f"{path}.up.weight": up for path, (up, _) in found.items()}
+        downs = {f"{path}.down.weight": down for path, (_, down) in found.items()}
+        editor.apply(edits.Factorize(ranks=thin), ups | downs)
