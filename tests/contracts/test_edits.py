@@ -35,6 +35,7 @@ from lissom.edits import (
     Record,
     ScaleInputs,
     ShareLayers,
+    ShareStacks,
     edit_from_json,
 )
 from lissom.nn.fake_quant import quantize
@@ -56,6 +57,12 @@ ALL_CUT = tuple(case for case in BARE if not {"num_hidden_groups", "inner_group_
 
 def keep_layers(anatomy: Anatomy) -> list[Filled]:
     return [(KeepLayers(stack=one.name, keep=tuple(range(len(one.order) - 1))), {}) for one in anatomy.stacks]
+
+
+def share_stacks(anatomy: Anatomy) -> list[Filled]:
+    """Every decoder block uses the last encoder block, in its cross-attention too."""
+    encoder, decoder = (anatomy.stack(name).blocks for name in ("encoder", "decoder"))
+    return [(ShareStacks(source=(len(encoder) - 1,) * len(decoder), cross=True), {})]
 
 
 def share_layers(anatomy: Anatomy) -> list[Filled]:
@@ -231,6 +238,7 @@ def pack_cache(anatomy: Anatomy) -> list[Filled]:
 MAKERS: dict[str, Callable[[Anatomy], list[Filled]]] = {
     "KeepLayers": keep_layers,
     "ShareLayers": share_layers,
+    "ShareStacks": share_stacks,
     "KeepHeads": keep_heads,
     "KeepNeurons": keep_neurons,
     "Factorize": factorize,
@@ -280,6 +288,8 @@ def empty_twin(model: PreTrainedModel) -> PreTrainedModel:
 def cut_cases(kind: str) -> tuple[Case, ...]:
     if kind == "LevelAttention":  # where transformers lets attention be replaced
         return tuple(case for case in BARE if case.model()._supports_attention_backend)
+    if kind == "ShareStacks":
+        return tuple(case for case in BARE if len(dissect(case.model()).stacks) > 1)
     if kind == "PackInteger":
         return tuple(case for case in BARE if case.variant in WHOLE and not dict(case.changes).get("is_decoder"))
     return ALL_CUT if kind == "KeepLayers" else BARE

@@ -44,7 +44,7 @@ READY = [entry["id"] for entry in catalogue() if entry["status"] == "ready"]
 GENERATE = {"sequence-kd", "gkd", "imitkd", "minillm", "distillm", "kivi"}
 """For models that go on with a text."""
 ENCODERS_ONLY = {"mixkd", "i-bert"}
-ENCODER_DECODERS = {"dq-bart", "recurrent-stacking"}
+ENCODER_DECODERS = {"dq-bart", "recurrent-stacking", "tied-transformer"}
 """For models that have both."""
 NEW_STUDENT = {"well-read-students"}
 """Recipes that cut nothing: the student is another model, and the original is given as its teacher."""
@@ -318,6 +318,15 @@ def tied(options: dict[str, Any], before: Stack, after: Stack, result: Result) -
         assert len(sets) == options["unique"] < len(before.blocks)
 
 
+def both(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:
+    encoder, decoder = (dissect(result.model).stack(name).blocks for name in ("encoder", "decoder"))
+    for one, other in zip(encoder, decoder, strict=True):
+        assert one.attention.q.module.weight is other.attention.q.module.weight
+        assert one.ffn.down.module.weight is other.ffn.down.module.weight
+        assert other.cross is not None
+        assert (other.cross.q.module.weight is one.attention.q.module.weight) == (options["cross"] == "self")
+
+
 def parts(module: Any) -> list[Any]:
     module = module.inner if isinstance(module, ScaledLinear) else module
     return [module.down, module.up] if isinstance(module, LowRankLinear) else [module]
@@ -366,5 +375,6 @@ PROMISES = {
     "reconstruct": rebuilt,
     "svd": thin,
     "share_layers": tied,
+    "share_stacks": both,
     "kv_cache": remembered,
 }

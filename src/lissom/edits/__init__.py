@@ -20,13 +20,15 @@ from lissom.edits.mixed import PackRows
 from lissom.edits.palette import Palette
 from lissom.edits.scaled import ScaleInputs
 from lissom.edits.split import PackSplit
+from lissom.edits.stacks import ShareStacks, tied_paths
 from lissom.edits.width import KeepHeads, KeepNeurons
 from lissom.errors import LissomError, nearest
 
 EDITS: dict[str, type[Edit]] = {
     edit.__name__: edit
     for edit in (
-        *(KeepLayers, ShareLayers, KeepHeads, KeepNeurons, Factorize, MultiplyOut, ScaleInputs),
+        *(KeepLayers, ShareLayers, ShareStacks, KeepHeads, KeepNeurons),
+        *(Factorize, MultiplyOut, ScaleInputs),
         *(Pack, PackBits, PackBinary, PackRows, PackGroups, PackSplit, PackInputGroups, Palette),
         *(LevelAttention, PackInteger, PackCache),
     )
@@ -79,9 +81,11 @@ __all__ = [
     "Record",
     "ScaleInputs",
     "ShareLayers",
+    "ShareStacks",
     "check_depth",
     "chosen",
     "edit_from_json",
     "how_many",
     "shared_paths",
+    "tied_paths",
 ]

@@ -20,6 +20,7 @@ _CLASSES = {
     "prune_neurons": "pruning.prune_neurons.PruneNeurons",
     "svd": "low_rank.svd.Svd",
     "share_layers": "weight_sharing.share_layers.ShareLayers",
+    "share_stacks": "weight_sharing.share_stacks.ShareStacks",
     "smooth": "quantization.smooth.Smooth",
     "int8": "quantization.int8.Int8",
     "peg": "quantization.peg.Peg",
