@@ -18,6 +18,8 @@ _CLASSES = {
     "keep_layers": "pruning.keep_layers.KeepLayers",
     "prune_heads": "pruning.prune_heads.PruneHeads",
     "prune_neurons": "pruning.prune_neurons.PruneNeurons",
+    "prune_weights": "pruning.prune_weights.PruneWeights",
+    "sparsegpt": "pruning.sparsegpt.Sparsegpt",
     "svd": "low_rank.svd.Svd",
     "share_layers": "weight_sharing.share_layers.ShareLayers",
     "share_stacks": "weight_sharing.share_stacks.ShareStacks",

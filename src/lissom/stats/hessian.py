@@ -38,9 +38,11 @@ class Hessians:
         rows = x.detach().float()
         if self.mask is not None and self.mask.shape == x.shape[:-1]:
             rows = rows[self.mask.to(x.device).bool()]
-        rows = rows.reshape(-1, x.shape[-1])
-        now = 2 * rows.t() @ rows
+        now = self._of(rows.reshape(-1, x.shape[-1]))
         self._sums[path] = self._sums[path].add_(now) if path in self._sums else now
+
+    def _of(self, rows: Tensor) -> Tensor:
+        return 2 * rows.t() @ rows
 
     def of(self, path: str) -> Tensor | None:
         """H of a slot (in, in), not to be changed; None when no text reached it."""
@@ -53,18 +55,33 @@ class Hessians:
             hook.remove()
 
 
+class Powers(Hessians):
+    """Sums Σ x² of each column, (in,), for slots in the same way."""
+
+    def _of(self, rows: Tensor) -> Tensor:
+        return rows.square().sum(0)
+
+
 def hessians_of(step: Step, slots: Sequence[Slot]) -> dict[str, Tensor]:
     """Path -> H (in, in), not to be changed, of the maps that texts reach. Maps that read one tensor share one H.
 
     Raises LissomError LSM-901 for NaN and infinity.
     """
-    found = Hessians(slots)
+    return _seen(Hessians(slots), step, slots)
+
+
+def powers_of(step: Step, slots: Sequence[Slot]) -> dict[str, Tensor]:
+    """Path -> Σ x² of each column (in,), not to be changed, of the maps that texts reach. Raises as `hessians_of`."""
+    return _seen(Powers(slots), step, slots)
+
+
+def _seen(found: Hessians, step: Step, slots: Sequence[Slot]) -> dict[str, Tensor]:
     try:
         step.run(lambda mask: setattr(found, "mask", mask))
     finally:
         found.close()
-    hessians = {slot.path: one for slot in slots if (one := found.of(slot.path)) is not None}
-    for path, one in hessians.items():
+    sums = {slot.path: one for slot in slots if (one := found.of(slot.path)) is not None}
+    for path, one in sums.items():
         if not bool(torch.isfinite(one).all()):
             raise LissomError(901, "an input holds NaN or infinity on a calibration text", place=path)
-    return hessians
+    return sums
