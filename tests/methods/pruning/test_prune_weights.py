@@ -23,12 +23,13 @@ def given(rows=16):
     return Given(data=data, tokenizer=tiny.tokenizer(), max_length=32)
 
 
+def made(kind):
+    return tiny.model(kind, "AutoModelForSeq2SeqLM" if kind in ("t5", "bart") else "AutoModel")
+
+
 def weights(model):
-    return {
-        part.path: part.weight.detach().clone()
-        for slot in lissom.dissect(model).linears()
-        for part in stored_maps(slot)
-    }
+    slots = [part for slot in lissom.dissect(model).linears() for part in stored_maps(slot)]
+    return {slot.path: slot.weight.detach().clone() for slot in slots}
 
 
 ORDERS = ("magnitude", "wanda", "ria", "random")
