@@ -20,6 +20,7 @@ RECIPES = {
     "all": "keep_layers: {keep: 2}|prune_heads: {ratio: 0.5}|prune_neurons|svd|share_layers: {unique: 1}|int8",
     "across": "prune_heads: {ratio: 0.5, across: model}|prune_neurons: {across: model}|int8: {embeddings: false}",
     "low rank": "svd: {ratio: 0.3}",
+    "zeros": "prune_weights: {ratio: 0.7}",
 }
 
 

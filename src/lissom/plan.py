@@ -196,18 +196,20 @@ def _after(model: PreTrainedModel, step: Method, given: Given) -> PreTrainedMode
     A step that looks at texts looks at very few.
     """
     from lissom.edits import Editor, Record
+    from lissom.store.zeros import spared
 
     quick = {"samples": _SAMPLES} if any(field.name == "samples" for field in dataclasses.fields(step)) else {}
     copied = copy.deepcopy(model)
     editor = Editor(copied)
     with _no_decompositions():
         dataclasses.replace(step, **quick).preview(editor, given)
-    return model if editor.model is copied and editor.record == Record.of(model) else editor.model
+    same = editor.model is copied and editor.record == Record.of(model) and spared(copied) == spared(model)
+    return model if same else editor.model
 
 
 @contextmanager
 def _no_decompositions() -> Iterator[None]:
-    """Singular value decompositions give zeros of the right shapes: their numbers are not looked at."""
+    """Singular value decompositions give ones of the right shapes: their numbers are not looked at."""
     import torch
     from torch.overrides import TorchFunctionMode
 
@@ -215,7 +217,7 @@ def _no_decompositions() -> Iterator[None]:
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if func is torch.linalg.svd:
                 empty = torch.linalg.svd(args[0].to("meta"), *args[1:], **(kwargs or {}))
-                return type(empty)(torch.zeros_like(one, device=args[0].device) for one in empty)
+                return type(empty)(torch.ones_like(one, device=args[0].device) for one in empty)
             return func(*args, **(kwargs or {}))
 
     with Shapes():

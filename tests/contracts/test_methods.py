@@ -16,6 +16,7 @@ from lissom.data import load_data
 from lissom.edits import Editor
 from lissom.edits.cache_layer import PackedLayer
 from lissom.errors import LissomError
+from lissom.measure.size import in_memory, sparsity
 from lissom.methods import METHODS, Given, Method
 from lissom.methods.options import build, plain
 from lissom.nn import Int8Linear
@@ -30,6 +31,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "keep_layers": {"keep": 2},
     "prune_heads": {"ratio": 0.5},
     "prune_neurons": {"ratio": 0.5},
+    "prune_weights": {"by": "wanda"},
+    "sparsegpt": {"pattern": "2:4"},
     "svd": {"ratio": 0.5},
     "share_layers": {"unique": 1},
     "share_stacks": {"cross": "self", "start": "average"},
@@ -156,6 +159,10 @@ def reduced(name: str, variant: str, model: PreTrainedModel, result: PreTrainedM
         assert same(weights(result), weights(model))
         if variant in ("llama", "gpt2", "t5", "bart"):
             assert cached_bytes(result) < cached_bytes(model) / 2
+    elif name in ("prune_weights", "sparsegpt"):
+        assert parameters(result) == parameters(model)
+        assert sparsity(result).value == pytest.approx(0.5, abs=0.01)
+        assert in_memory(result).value < in_memory(model).value
     elif name == "half":
         assert result.dtype == torch.bfloat16
     elif name == "share_layers" and variant == "albert":

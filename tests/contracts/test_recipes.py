@@ -232,7 +232,7 @@ def gated(options: dict[str, Any], before: Stack, after: Stack, result: Result) 
 
 def zeros(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:
     if options.get("of", "weights") == "weights" and not options.get("locked"):
-        assert (sparsity(result.model).value or 0) >= options["sparsity"] - 0.01
+        assert (sparsity(result.model).value or 0) >= options.get("sparsity", options.get("ratio")) - 0.01
 
 
 def packed(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:
@@ -351,6 +351,8 @@ PROMISES = {
     "layer_drop": fewer_layers,
     "prune_heads": fewer_heads,
     "prune_neurons": fewer_neurons,
+    "prune_weights": zeros,
+    "sparsegpt": zeros,
     "sub_networks": narrower,
     "l0": gated,
     "movement": zeros,

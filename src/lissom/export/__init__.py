@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["TARGETS", "Artifact", "Target", "export"]
 
+_ZEROS = "Zeros among the weights are stored and computed like other numbers here: no dense engine gets faster by them."
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Artifact:
@@ -99,6 +101,7 @@ def export(
     result does not answer as torch does.
     """
     from lissom.files import digests, new_folder, write_json
+    from lissom.store.zeros import sparse_maps
 
     if target not in TARGETS:
         raise LissomError(218, f'no export target is called "{target}"', remedy=nearest(target, TARGETS))
@@ -110,6 +113,8 @@ def export(
     folder = Path(folder)
     with new_folder(folder, force=force) as made:
         about = TARGETS[target].write(model, tokenizer, made)
+        if sparse_maps(model):
+            about["notes"] = (*about.get("notes", ()), _ZEROS)
         manifest = {"format": 1, "export": {"target": target, **about}, "files": digests(made)}
         write_json(made / "lissom.json", manifest)
     files = tuple(sorted(path for path in folder.rglob("*") if path.is_file()))

@@ -39,8 +39,10 @@ def size(runner: Runner) -> list[Reading]:
 
 def in_memory(model: nn.Module) -> Reading:
     """What the weights would take in a safetensors file, its header left out. Works on an empty (meta) model."""
+    from lissom.store.zeros import spared
+
     tensors = stored(model)
-    total = sum(one.numel() * one.element_size() for one in tensors)
+    total = sum(one.numel() * one.element_size() for one in tensors) - spared(model)
     how = f"Bytes of {len(tensors)} tensors as safetensors stores them, shared ones once, without header / 1e6."
     return taken("size_mb", total / 1e6, how, n=1)
 

@@ -18,6 +18,7 @@ from lissom.store.config import METHOD
 from lissom.store.record import record_from_json
 from lissom.store.saving import WEIGHTS
 from lissom.store.skeleton import check_implied, declared_ties, edited_ties, own_memory, put_back, replay
+from lissom.store.zeros import close_maps, maps_from_json, open_maps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -25,12 +26,14 @@ if TYPE_CHECKING:
 
 @register_quantization_config(METHOD)
 class LissomConfig(QuantizationConfigMixin):
-    """The `quantization_config` of a `config.json` that needs lissom: the record of its model, nothing else."""
+    """The `quantization_config` of a `config.json` that needs lissom: the record of its model, and which maps
+    are stored without their zeros; nothing else."""
 
     def __init__(self, quant_method: str = METHOD, **fields: Any) -> None:
         self.quant_method = METHOD  # type: ignore[assignment]  # transformers lists only its own
         self.restore = fields.get("restore", {})
         self.edits = fields.get("edits", [])
+        self.zeros = fields.get("zeros", {})
 
 
 @register_quantizer(METHOD)
@@ -50,12 +53,17 @@ class LissomQuantizer(HfQuantizer):
         replay(model, self._record)
         tied = edited_ties(model)
         model.all_tied_weights_keys = declared_ties(model)
+        self._tied = {**tied, **model.all_tied_weights_keys}
+        self._sparse = open_maps(model, maps_from_json(self.quantization_config.zeros))
+        masks = {f"{name}_mask": f"{source}_mask" for name, source in tied.items()}
+        tied |= {name: source for name, source in masks.items() if name.rpartition(".")[0] in self._sparse}
         paths = context.get("checkpoint_files") or []
         found = {name: shape for path in paths for name, (_, shape) in check_safetensors(Path(path)).items()}
         if [type(model).__name__] == model.config.architectures:
             _compare(model, {**tied, **model.all_tied_weights_keys}, found, str(next(iter(paths), WEIGHTS)))
         else:  # another head takes what it knows and no more
-            check_implied(model, sum(map(math.prod, found.values())), str(next(iter(paths), WEIGHTS)))
+            given = sum(math.prod(one) * (8 if name.endswith(".weight_mask") else 1) for name, one in found.items())
+            check_implied(model, given, str(next(iter(paths), WEIGHTS)))
         # transformers fills places that no file names with random numbers; `settle` puts the shared tensors there
         ignored = {f"^{re.escape(name)}$" for name in tied}
         model._keys_to_ignore_on_load_missing = ignored | set(model._keys_to_ignore_on_load_missing or ())
@@ -64,6 +72,7 @@ class LissomQuantizer(HfQuantizer):
         """Share tensors again and leave an ordinary model: it trains, and is saved, as if it had never been a file."""
         del model._keys_to_ignore_on_load_missing
         self.remove_quantization_config(model)  # type: ignore[no-untyped-call]
+        close_maps(model, self._sparse, self._tied)
         Editor(model).settle()
         own_memory(model)
 

@@ -17,6 +17,7 @@ from lissom.store.classes import OURS, model_class
 from lissom.store.config import METHOD
 from lissom.store.record import record_to_json
 from lissom.store.skeleton import declared_ties, edited_ties, shapes, skeleton
+from lissom.store.zeros import sparse_maps, without_zeros
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -44,7 +45,8 @@ def save(
     """Save a model, edited or not, as a lissom folder. Returns its path.
 
     A model whose final config alone gives its structure (layers dropped, say) loads with plain transformers; otherwise
-    `config.json` carries the edits and loading needs `import lissom` first. `model.save_pretrained` writes the weights
+    `config.json` carries the edits and loading needs `import lissom` first. So it does where linear maps have many
+    zeros, which are not stored. `model.save_pretrained` writes the weights
     too, but not the edits: use it only for a model that is not edited.
 
     base: hub id of the original model, with `@REVISION` if known; by default what the config remembers, if it is an id.
@@ -59,21 +61,22 @@ def save(
     if model_class(name) is not type(model):
         raise LissomError(441, f"{name} is not a class of transformers", remedy="Only such models can be saved.")
     record = Record.of(model)
-    ties = None if any(edit.acts for edit in record.edits) else _ties_from_config(model)
-    plain = ties is not None
+    ties, zeros = None if any(edit.acts for edit in record.edits) else _ties_from_config(model), sparse_maps(model)
+    implied = ties is not None
     if ties is None:
         ties = _ties_from_record(model, record)
     base = base or _remembered(model)
     with new_folder(Path(folder), force=force) as out:
-        write_json(out / "config.json", final_config(model, None if plain else record))
-        write_weights(model.state_dict(), out / WEIGHTS, ties)
+        write_json(out / "config.json", final_config(model, None if implied else record, zeros))
+        tensors, ties = without_zeros(model.state_dict(), ties, zeros)
+        write_weights(tensors, out / WEIGHTS, ties)
         if model.can_generate():
             model.generation_config.save_pretrained(out)
         if tokenizer is not None:
             tokenizer.save_pretrained(out)
         if rows:
             write_text(out / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-        write_text(out / "README.md", _card(name, base, card or "", plain=plain))
+        write_text(out / "README.md", _card(name, base, card or "", plain=implied and not zeros))
         write_json(out / MANIFEST, _manifest(name, base, record, recipe, digests(out)))
     return Path(folder)
 
@@ -136,17 +139,24 @@ def write_weights(state: Mapping[str, Tensor], path: Path, ties: Mapping[str, st
     save_file(kept, path, metadata={"format": "pt"})
 
 
-def final_config(model: PreTrainedModel, record: Record | None) -> dict[str, Any]:
-    """The content of `config.json`: the config as it is now, and the record if a loader needs it."""
+def final_config(
+    model: PreTrainedModel, record: Record | None, zeros: Mapping[str, int] | None = None
+) -> dict[str, Any]:
+    """The content of `config.json`: the config as it is now, and the record if a loader needs it.
+
+    zeros: the maps that are stored without their zeros, see `lissom.store.zeros`.
+    """
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
     config.dtype = str(model.dtype).removeprefix("torch.")
     entries: dict[str, Any] = json.loads(config.to_json_string(use_diff=True))
     entries = {key: value for key, value in entries.items() if not key.startswith("_")}  # such as local paths
     entries.pop("quantization_config", None)
-    if record is not None:
+    if record is not None or zeros:
+        record = record or Record()
         short = Record(edits=tuple(edit.shape() for edit in record.edits), restore=record.restore)
-        entries["quantization_config"] = {"quant_method": METHOD, **record_to_json(short)}
+        more = {"zeros": dict(zeros)} if zeros else {}
+        entries["quantization_config"] = {"quant_method": METHOD, **record_to_json(short), **more}
     return entries
 
 
