@@ -20,6 +20,7 @@ from lissom.edits import (
     KeepHeads,
     KeepLayers,
     KeepNeurons,
+    Kronecker,
     LevelAttention,
     MultiplyOut,
     Pack,
@@ -99,6 +100,13 @@ def factorize(anatomy: Anatomy) -> list[Filled]:
         u, s, v = torch.linalg.svd(slot.weight.detach(), full_matrices=False)
         tensors[f"{slot.path}.up.weight"], tensors[f"{slot.path}.down.weight"] = u * s, v
     return [(Factorize(ranks=ranks), tensors)]
+
+
+def kronecker(anatomy: Anatomy) -> list[Filled]:
+    """Two rows and two columns of A, or as many as divide; tables in halves of their width."""
+    lefts = {one.path: (2 - one.out_features % 2, 2 - one.in_features % 2) for one in anatomy.linears()}
+    plain = [path for path in anatomy.embeddings if type(anatomy.model.get_submodule(path)) is torch.nn.Embedding]
+    return [(Kronecker(lefts=lefts, tables=dict.fromkeys(plain, 2)), {})]
 
 
 def multiply_out(anatomy: Anatomy) -> list[Filled]:
@@ -242,6 +250,7 @@ MAKERS: dict[str, Callable[[Anatomy], list[Filled]]] = {
     "KeepHeads": keep_heads,
     "KeepNeurons": keep_neurons,
     "Factorize": factorize,
+    "Kronecker": kronecker,
     "MultiplyOut": multiply_out,
     "ScaleInputs": scale_inputs,
     "Pack": pack,

@@ -34,6 +34,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "prune_weights": {"by": "wanda"},
     "sparsegpt": {"pattern": "2:4"},
     "svd": {"ratio": 0.5},
+    "kronecker": {"ratio": 0.25, "table": 2},
     "share_layers": {"unique": 1},
     "share_stacks": {"cross": "self", "start": "average"},
     "fresh_student": {"layers": 2, "hidden": 16, "heads": 2, "intermediate": 24},

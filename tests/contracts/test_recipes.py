@@ -24,7 +24,7 @@ from lissom.data import load_data
 from lissom.measure.size import sparsity
 from lissom.methods import Method
 from lissom.methods.options import build, plain
-from lissom.nn import Int8Linear, LowRankLinear
+from lissom.nn import Int8Linear, KroneckerEmbedding, KroneckerLinear, LowRankLinear
 from lissom.nn.binary import BinaryLinear
 from lissom.nn.grouped import GroupedLinear
 from lissom.nn.input_groups import InputGroupsLinear
@@ -327,6 +327,13 @@ def both(options: dict[str, Any], before: Stack, after: Stack, result: Result) -
         assert (other.cross.q.module.weight is one.attention.q.module.weight) == (options["cross"] == "self")
 
 
+def product(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:
+    for block in after.blocks:
+        changed = (block.index + 1) % options["every"] == 0
+        assert all(isinstance(slot.module, KroneckerLinear) == changed for slot in block.slots())
+    assert isinstance(result.model.get_input_embeddings(), KroneckerEmbedding)
+
+
 def parts(module: Any) -> list[Any]:
     module = module.inner if isinstance(module, ScaledLinear) else module
     return [module.down, module.up] if isinstance(module, LowRankLinear) else [module]
@@ -376,6 +383,7 @@ PROMISES = {
     "auto_round": grouped,
     "reconstruct": rebuilt,
     "svd": thin,
+    "kronecker": product,
     "share_layers": tied,
     "share_stacks": both,
     "kv_cache": remembered,

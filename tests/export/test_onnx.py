@@ -19,6 +19,8 @@ from lissom.errors import LissomError
 from lissom.export import Artifact, export, graph, parity
 from lissom.export.onnx import Forward
 from lissom.files import digests
+from lissom.methods import Given
+from lissom.methods.low_rank.kronecker import Kronecker as KroneckerMethod
 from lissom.nn import Int8Linear
 from lissom.runtime import OnnxRunner, TorchRunner
 from tests import tiny
@@ -186,6 +188,16 @@ def test_ragged_factorized_and_shared_layers(quantize: bool, tmp_path: Path) -> 
     own = {tensor.untyped_storage().data_ptr(): tensor for tensor in model.state_dict().values()}.values()
     # tensors below 1 kB may stand twice
     assert stored_bytes(only_graph(artifact.folder)) < sum(one.numel() * one.element_size() for one in own) + 6000
+
+
+@pytest.mark.parametrize("quantize", [False, True])
+def test_kronecker_products_and_narrow_tables(quantize: bool, tmp_path: Path) -> None:
+    model = classifier(num_hidden_layers=1, vocab_size=999)
+    KroneckerMethod(ratio=0.25, table=4).apply(Editor(model), Given())
+    if quantize:
+        packed(model)
+    artifact = export(model, "onnx", tmp_path / "out")
+    assert stored_bytes(only_graph(artifact.folder)) < sum(one.nbytes for one in model.state_dict().values()) + 6000
 
 
 @pytest.mark.parametrize("quantize", [False, True])

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lissom.errors import LissomError
-from lissom.nn import Int8Linear, LowRankLinear, ScaledLinear
+from lissom.nn import Int8Linear, KroneckerLinear, LowRankLinear, ScaledLinear
+
+_STORED = nn.Linear | LowRankLinear | KroneckerLinear | Int8Linear | ScaledLinear
 
 
 def is_transposed(module: nn.Module) -> bool:
@@ -20,12 +22,12 @@ def is_transposed(module: nn.Module) -> bool:
 
 def is_linear(module: nn.Module) -> bool:
     """Whether `module` is a linear map that a slot can stand for."""
-    return isinstance(module, nn.Linear | LowRankLinear | Int8Linear | ScaledLinear) or is_transposed(module)
+    return isinstance(module, _STORED) or is_transposed(module)
 
 
 def dense_weight(module: nn.Module) -> Tensor:
     """The weight of a linear module as (out, in), computed if the module stores it in another form."""
-    if isinstance(module, LowRankLinear | Int8Linear | ScaledLinear):
+    if isinstance(module, LowRankLinear | KroneckerLinear | Int8Linear | ScaledLinear):
         return module.dense()
     weight = cast("Tensor", module.weight)
     return weight.t() if is_transposed(module) else weight
@@ -43,6 +45,9 @@ def shrink(module: nn.Module, *, out: Tensor | None = None, in_: Tensor | None =
     if isinstance(module, LowRankLinear):
         shrink(module.up, out=out)
         shrink(module.down, in_=in_)
+        return
+    if isinstance(module, KroneckerLinear):
+        _shrink_product(module, out, in_)
         return
     if isinstance(module, ScaledLinear):
         shrink(module.inner, out=out, in_=in_)
@@ -69,6 +74,17 @@ def shrink(module: nn.Module, *, out: Tensor | None = None, in_: Tensor | None =
         sizes = {"nf": sizes["out_features"], "nx": sizes["in_features"]}
     for name, size in sizes.items():
         setattr(module, name, size)
+
+
+def _shrink_product(module: KroneckerLinear, out: Tensor | None, in_: Tensor | None) -> None:
+    """Raises ValueError before anything is cut where what is left would be no product."""
+    outs = (None, None) if out is None else module.halves(out, outputs=True)
+    ins = (None, None) if in_ is None else module.halves(in_, outputs=False)
+    for part, kept, read in zip((module.left, module.right), outs, ins, strict=True):
+        shrink(part, out=kept, in_=read)
+    if out is not None and module.bias is not None:
+        bias = module.bias
+        module.bias = nn.Parameter(bias.detach().index_select(0, out.to(bias.device)), bias.requires_grad)
 
 
 class Slot:
@@ -146,11 +162,13 @@ class Slot:
 
 
 def stored_maps(slot: Slot) -> list[Slot]:
-    """The maps with a weight of their own that a whole slot is stored as: two thin ones, one behind factors, or itself.
+    """The maps with a weight of their own that a whole slot is stored as: two thin ones, two of a product, one behind
+    factors, or itself.
 
-    They stand at `PATH.down` and `PATH.up`, at `PATH.inner`, or at `PATH`.
+    They stand at `PATH.down` and `PATH.up`, at `PATH.left` and `PATH.right`, at `PATH.inner`, or at `PATH`.
     """
     names = ["down", "up"] if isinstance(slot.module, LowRankLinear) else []
+    names = ["left", "right"] if isinstance(slot.module, KroneckerLinear) else names
     names = ["inner"] if isinstance(slot.module, ScaledLinear) else names
     inside = [Slot(slot._model, f"{slot.path}.{name}") for name in names]
     return [one for each in inside for one in stored_maps(each)] or [slot]

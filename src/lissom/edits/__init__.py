@@ -15,6 +15,7 @@ from lissom.edits.editor import Editor
 from lissom.edits.grouped import PackGroups
 from lissom.edits.input_groups import PackInputGroups
 from lissom.edits.integer import PackInteger
+from lissom.edits.kronecker import Kronecker
 from lissom.edits.linear import Factorize, MultiplyOut, Pack, PackBits
 from lissom.edits.mixed import PackRows
 from lissom.edits.palette import Palette
@@ -28,7 +29,7 @@ EDITS: dict[str, type[Edit]] = {
     edit.__name__: edit
     for edit in (
         *(KeepLayers, ShareLayers, ShareStacks, KeepHeads, KeepNeurons),
-        *(Factorize, MultiplyOut, ScaleInputs),
+        *(Factorize, Kronecker, MultiplyOut, ScaleInputs),
         *(Pack, PackBits, PackBinary, PackRows, PackGroups, PackSplit, PackInputGroups, Palette),
         *(LevelAttention, PackInteger, PackCache),
     )
@@ -65,6 +66,7 @@ __all__ = [
     "KeepHeads",
     "KeepLayers",
     "KeepNeurons",
+    "Kronecker",
     "LevelAttention",
     "MultiplyOut",
     "Pack",

@@ -21,6 +21,7 @@ _CLASSES = {
     "prune_weights": "pruning.prune_weights.PruneWeights",
     "sparsegpt": "pruning.sparsegpt.Sparsegpt",
     "svd": "low_rank.svd.Svd",
+    "kronecker": "low_rank.kronecker.Kronecker",
     "share_layers": "weight_sharing.share_layers.ShareLayers",
     "share_stacks": "weight_sharing.share_stacks.ShareStacks",
     "smooth": "quantization.smooth.Smooth",

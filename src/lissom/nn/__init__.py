@@ -2,8 +2,19 @@
 
 from lissom.nn.bilstm import BiLstm
 from lissom.nn.int8 import Int8Embedding, Int8Linear
+from lissom.nn.kronecker import KroneckerEmbedding, KroneckerLinear
 from lissom.nn.low_bit import LowBitEmbedding, LowBitLinear
 from lissom.nn.low_rank import LowRankLinear
 from lissom.nn.scaled import ScaledLinear
 
-__all__ = ["BiLstm", "Int8Embedding", "Int8Linear", "LowBitEmbedding", "LowBitLinear", "LowRankLinear", "ScaledLinear"]
+__all__ = [
+    "BiLstm",
+    "Int8Embedding",
+    "Int8Linear",
+    "KroneckerEmbedding",
+    "KroneckerLinear",
+    "LowBitEmbedding",
+    "LowBitLinear",
+    "LowRankLinear",
+    "ScaledLinear",
+]

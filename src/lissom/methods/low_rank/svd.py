@@ -27,6 +27,7 @@ from lissom.edits import Editor
 from lissom.errors import LissomError
 from lissom.methods.base import Given, Method, Stage, check_gradients
 from lissom.methods.low_rank.metrics import Metric, root
+from lissom.methods.low_rank.owners import owners
 from lissom.methods.low_rank.ranks import Size, by_energy, uniform
 from lissom.nn import LowRankLinear
 from lissom.stats.batches import cut
@@ -72,24 +73,24 @@ class Svd(Method):
 
     def apply(self, editor: Editor, given: Given) -> None:
         """Factorize, and fill in the factors. Maps in which that saves nothing stay, or become dense again."""
-        owners = _owners(editor.anatomy())
-        sizes = {path: _size(Slot(editor.model, path)) for path in dict.fromkeys(owners.values())}
+        owner_of = owners(editor.anatomy())
+        sizes = {path: _size(Slot(editor.model, path)) for path in dict.fromkeys(owner_of.values())}
         ranks = self._ranks(editor, sizes, given)
         found: dict[str, tuple[Tensor, Tensor]] = {}
         for done, (slot, metric) in enumerate(self._weighed(editor, given) if any(ranks.values()) else ()):
-            path, owner = slot.path, owners[slot.path]
+            path, owner = slot.path, owner_of[slot.path]
             if ranks[owner]:
                 found[path] = found.get(owner) or metric.factors(slot.weight, ranks[owner])
                 _put(editor.model, path, *found[path])  # what comes after sees what it will be
-            given.report("factorizing", (done + 1) / len(owners))
-        _record(editor, {path: ranks[owner] for path, owner in owners.items()}, found)
+            given.report("factorizing", (done + 1) / len(owner_of))
+        _record(editor, {path: ranks[owner] for path, owner in owner_of.items()}, found)
 
     def preview(self, editor: Editor, given: Given) -> None:
         """The same structure; ranks by energy are taken for uniform ones."""
-        owners = _owners(editor.anatomy())
-        sizes = {path: _size(Slot(editor.model, path)) for path in owners}
+        owner_of = owners(editor.anatomy())
+        sizes = {path: _size(Slot(editor.model, path)) for path in owner_of}
         ranks = uniform(sizes, self.ratio)
-        _record(editor, {path: ranks[owner] for path, owner in owners.items()}, {})
+        _record(editor, {path: ranks[owner] for path, owner in owner_of.items()}, {})
 
     def _ranks(self, editor: Editor, sizes: Mapping[str, Size], given: Given) -> dict[str, int]:
         if self.ranks == "uniform" or self.ratio == 1:
@@ -123,15 +124,6 @@ class Svd(Method):
         if self.by == "inputs":
             return Metric(inputs=root(hessian))
         return Metric(inputs=hessian.diagonal().pow(0.25).diag())
-
-
-def _owners(anatomy: Anatomy) -> dict[str, str]:
-    """Path of each map -> the first one that holds the same tensors."""
-    first: dict[tuple[int, ...], str] = {}
-    return {
-        slot.path: first.setdefault(tuple(id(part.module.weight) for part in stored_maps(slot)), slot.path)
-        for slot in anatomy.linears()
-    }
 
 
 def _size(slot: Slot) -> Size:

@@ -17,7 +17,7 @@ Skip: TypeAlias = Annotated[
     tuple[str, ...],
     Field(description="maps that stay in floating point: paths as `inspect --sensitivity` names them, * for any part"),
 ]
-_FACTORS = ("down", "up")
+_FACTORS = ("down", "up", "left", "right")
 
 
 def unpacked_maps(editor: Editor, skip: Sequence[str] = ()) -> list[Slot]:
@@ -34,7 +34,7 @@ def unpacked_maps(editor: Editor, skip: Sequence[str] = ()) -> list[Slot]:
 
 
 def check_skip(anatomy: Anatomy, skip: Sequence[str]) -> None:
-    """Raise LissomError LSM-318 for a pattern that fits no map, and neither of the factors that a map may become."""
+    """Raise LissomError LSM-318 for a pattern that fits no map, and none of the factors that a map may become."""
     paths = [slot.path for slot in anatomy.linears()] if skip else []
     _refuse_unknown(skip, [*paths, *(f"{path}.{name}" for path in paths for name in _FACTORS)], shown=paths)
 

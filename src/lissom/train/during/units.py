@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from lissom import edits
 from lissom.anatomy import Anatomy, Attention, Ffn, Slot, Stack, is_transposed, stored_maps
 from lissom.edits import Editor
+from lissom.errors import LissomError
+from lissom.nn import KroneckerLinear
 from lissom.train.during.masks import Along
 from lissom.train.during.weights import original
 
@@ -36,7 +38,11 @@ class Part:
 
 
 def parts(anatomy: Anatomy) -> list[Part]:
-    """All parts of a model, in a fixed order."""
+    """All parts of a model, in a fixed order. Raises LissomError LSM-451 for Kronecker products, which have no such."""
+    product = next((slot for slot in anatomy.linears() if isinstance(slot.module, KroneckerLinear)), None)
+    if product is not None:
+        cause = "the rows of a Kronecker product cannot go one by one"
+        raise LissomError(451, cause, place=product.path, remedy="Cut heads and neurons first, then factorize.")
     found: dict[object, Part] = {}
     counted: set[int] = set()
     for stack in anatomy.stacks:
