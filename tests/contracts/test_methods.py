@@ -12,6 +12,7 @@ import transformers
 from transformers import PreTrainedModel
 
 import lissom
+from lissom.anatomy import dissect
 from lissom.data import load_data
 from lissom.edits import Editor
 from lissom.edits.cache_layer import PackedLayer
@@ -25,12 +26,14 @@ from lissom.nn.integer_layers import IntegerLinear
 from lissom.nn.palette import PaletteLinear
 from lissom.nn.split import SplitInt8Linear
 from lissom.recipe import Recipe, parameters
+from lissom.stats.unit_cost import unit_flops
 from tests import tiny
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "keep_layers": {"keep": 2},
     "prune_heads": {"ratio": 0.5},
     "prune_neurons": {"ratio": 0.5},
+    "prune_units": {"flops": 0.6, "length": 9},
     "prune_weights": {"by": "wanda"},
     "sparsegpt": {"pattern": "2:4"},
     "svd": {"ratio": 0.5},
@@ -148,6 +151,9 @@ def reduced(name: str, variant: str, model: PreTrainedModel, result: PreTrainedM
         assert all(2 * b.attention.kv_heads == a.attention.kv_heads for a, b in blocks(stacks, left))
     elif name == "prune_neurons":
         assert all(2 * b.ffn.width == a.ffn.width for a, b in blocks(stacks, left))
+    elif name == "prune_units":
+        before, after = (unit_flops(dissect(one), 9).total for one in (model, result))
+        assert 0.5 * before < after <= 0.6 * before + 1
     elif name in PACKED:
         assert all(isinstance(slot.module, PACKED[name]) for slot in Editor(result).anatomy().linears())
     elif name == "smooth":

@@ -37,6 +37,7 @@ from lissom.nn.scaled import ScaledLinear
 from lissom.nn.split import SplitInt8Linear
 from lissom.nn.static import StaticInt8Linear
 from lissom.recipe import Recipe, catalogue
+from lissom.stats.unit_cost import unit_flops
 from lissom.train.finetune import finetune
 from tests import tiny
 
@@ -217,6 +218,13 @@ def fewer_neurons(options: dict[str, Any], before: Stack, after: Stack, result: 
     assert neurons(after) < neurons(before) * len(after.order) / len(before.order)
 
 
+def fewer_units(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:
+    tokens = next(step["did"]["tokens"] for step in result.steps if step["name"] == "prune_units")
+    model = original(result.model.config.model_type, generate=False)
+    was, now = (unit_flops(dissect(one), tokens).total for one in (model, result.model))
+    assert (options["flops"] - 0.1) * was < now <= options["flops"] * was + 1
+
+
 def heads(stack: Stack) -> int:
     return sum(block.attention.kv_heads for block in stack.blocks)
 
@@ -358,6 +366,7 @@ PROMISES = {
     "layer_drop": fewer_layers,
     "prune_heads": fewer_heads,
     "prune_neurons": fewer_neurons,
+    "prune_units": fewer_units,
     "prune_weights": zeros,
     "sparsegpt": zeros,
     "sub_networks": narrower,

@@ -18,6 +18,7 @@ _CLASSES = {
     "keep_layers": "pruning.keep_layers.KeepLayers",
     "prune_heads": "pruning.prune_heads.PruneHeads",
     "prune_neurons": "pruning.prune_neurons.PruneNeurons",
+    "prune_units": "pruning.prune_units.PruneUnits",
     "prune_weights": "pruning.prune_weights.PruneWeights",
     "sparsegpt": "pruning.sparsegpt.Sparsegpt",
     "svd": "low_rank.svd.Svd",

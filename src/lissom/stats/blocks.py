@@ -22,12 +22,16 @@ class Done(Exception):
 
 
 class Case(NamedTuple):
-    """One batch at one block: its arguments, its attention mask (rows, length) if any, and what it should give."""
+    """One batch at one block: its arguments, its attention mask (rows, length) if any, and what it should give.
+
+    clean: the arguments that it has in the unchanged model; `args` where the model is run whole.
+    """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     mask: Tensor | None
     target: Tensor
+    clean: tuple[Any, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,11 +73,12 @@ def walk(anatomy: Anatomy, batches: Sequence[Mapping[str, Tensor]], *, targets: 
                 tell(mask)
                 _once(modules[index], held[number][index], hidden[number])
 
+        before = clean
         if targets:
-            clean = [_once(modules[index], held[number][index], one) for number, one in enumerate(clean)]
+            clean = [_once(modules[index], held[number][index], one) for number, one in enumerate(before)]
         cases = [
-            Case((hidden[number], *held[number][index][0][1:]), held[number][index][1], masks[number], clean[number])
-            for number in range(len(masks))
+            Case((hidden[number], *more), held[number][index][1], masks[number], clean[number], (before[number], *more))
+            for number, more in enumerate(held[n][index][0][1:] for n in range(len(masks)))
             if targets
         ]
         yield Step(block=block, run=run, cases=cases)
@@ -95,7 +100,7 @@ def _seen(model: nn.Module, module: nn.Module, batches: Sequence[Mapping[str, Te
 
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         named = given_again(kwargs)
-        cases.append(Case(args, named, now[0], out[0] if isinstance(out, tuple) else out))
+        cases.append(Case(args, named, now[0], out[0] if isinstance(out, tuple) else out, args))
 
     handle = module.register_forward_hook(hook, with_kwargs=True)
     try:

@@ -219,7 +219,7 @@ def answer_weights(
             with torch.enable_grad(), contextlib.ExitStack() as hooks:
                 for slot in slots:
                     hooks.callback(slot.module.register_forward_hook(_note(seen, slot.path)).remove)
-                said = _said(answers_of(model, dict(batch)), batch["attention_mask"], generator)
+                said = drawn_likelihood(answers_of(model, dict(batch)), batch["attention_mask"], generator)
                 slopes = torch.autograd.grad(said, [y for _, y in seen], allow_unused=True)
             for (path, y), slope in zip(seen, slopes, strict=True):
                 if slope is not None and y.numel():
@@ -238,8 +238,11 @@ def _note(seen: list[tuple[str, Tensor]], path: str) -> Callable[[nn.Module, obj
     return hook
 
 
-def _said(answers: dict[str, Tensor], mask: Tensor, generator: torch.Generator) -> Tensor:
-    """The log-likelihood of answers that are drawn from the model itself, summed, up to a constant."""
+def drawn_likelihood(answers: dict[str, Tensor], mask: Tensor, generator: torch.Generator) -> Tensor:
+    """The log-likelihood of answers that are drawn from the model itself, summed, up to a constant.
+
+    answers: as `answers_of` gives them, with gradients.  mask: (rows, length), 1 for a real token.
+    """
     total = torch.zeros((), device=mask.device)
     for name, one in answers.items():
         if name in ("start_logits", "end_logits"):

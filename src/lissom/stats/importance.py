@@ -8,13 +8,16 @@ Sources: Michel et al. 2019, eq. 3 (heads); Molchanov et al. 2017, eq. 8 (neuron
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lissom.anatomy import Attention, Ffn, Slot, Stack
 from lissom.errors import LissomError
+from lissom.stats.curvature import drawn_likelihood
+from lissom.stats.sensitivity import answers_of
 
 Batches = Iterable[dict[str, Tensor]]
 
@@ -45,32 +48,58 @@ def _norms(parts: list[Tensor]) -> Tensor:
 def first_order(model: nn.Module, slots: dict[str, tuple[Slot, int]], batches: Batches) -> dict[str, Tensor]:
     """First-order importance of what goes into each of `slots`, in units of equal size.
 
-    slots: name -> (slot, number of units its inputs are cut into, side by side).
-    batches: with labels; the model's own loss is used. Dropout is off; the weights are left as they were.
+    slots, batches: as `gate_slopes` takes them; the model's own loss is used.
     Returns name -> (units,), mean over texts. Raises LissomError LSM-902 when the loss is NaN or infinite.
     """
     sums = {name: torch.zeros(units) for name, (_, units) in slots.items()}
     texts = 0
+    for slopes in gate_slopes(model, slots, batches):
+        for name, slope in slopes.items():
+            sums[name] += slope.abs().sum(dim=0)
+        texts += len(next(iter(slopes.values()), ()))
+    return {name: total / max(texts, 1) for name, total in sums.items()}
+
+
+def gate_slopes(
+    model: nn.Module,
+    slots: dict[str, tuple[Slot, int]],
+    batches: Batches,
+    *,
+    answers: bool = False,
+    seed: int = 0,
+) -> Iterator[dict[str, Tensor]]:
+    """For each batch the slope of each text's loss by a gate m = 1 before each unit: sum (x * dL/dx) over its values.
+
+    slots: name -> (slot, number of units its inputs are cut into, side by side).
+    batches: with labels, whose loss is the model's own.  answers: instead, labels are not read: the loss is the
+        negative log-likelihood of answers that are drawn from the model itself with `seed`, summed over a text.
+    Yields name -> (rows, units) on the CPU. Dropout is off; the weights are left as they were.
+    Raises LissomError LSM-902 when the loss is NaN or infinite, LSM-821 when there is none, LSM-715 as `answers_of`.
+    """
+    generator = torch.Generator().manual_seed(seed)
     model.eval()
     for number, batch in enumerate(batches):
         seen: list[tuple[str, Tensor]] = []  # a layer that runs several times stands here as often
         with torch.enable_grad(), contextlib.ExitStack() as hooks:
             for name, (slot, _) in slots.items():
                 hooks.callback(slot.module.register_forward_pre_hook(_note(seen, name)).remove)
-            loss = model(**batch).loss
+            rows = batch["input_ids"].shape[0]
+            if answers:
+                loss: Any = -drawn_likelihood(answers_of(model, dict(batch)), batch["attention_mask"], generator)
+            else:
+                loss = model(**batch).loss
+            if loss is None:
+                raise LissomError(821, "this step needs labelled texts, and these have no labels")
+            loss = loss if answers else loss * rows  # the model's own is a mean over rows
         if not torch.isfinite(loss):
             raise LissomError(902, f"the loss is {loss.item()} on calibration batch {number + 1}")
-        gradients = torch.autograd.grad(loss, [x for _, x in seen])
-        rows = batch["input_ids"].shape[0]
-        shares = {name: torch.zeros(rows, len(units)) for name, units in sums.items()}
+        gradients = torch.autograd.grad(loss, [x for _, x in seen], materialize_grads=True)
+        slopes = {name: torch.zeros(rows, units) for name, (_, units) in slots.items()}
         for (name, x), gradient in zip(seen, gradients, strict=True):
-            units = len(sums[name])
-            share = (x.detach() * gradient).float().reshape(rows, -1, units, x.shape[-1] // units)
-            shares[name] += share.sum(dim=(1, 3)).cpu()  # a unit is removed from all passes at once
-        for name, share in shares.items():
-            sums[name] += share.abs().sum(dim=0) * rows  # the loss is a mean over rows
-        texts += rows
-    return {name: total / max(texts, 1) for name, total in sums.items()}
+            units = slots[name][1]
+            slope = (x.detach() * gradient).float().reshape(rows, -1, units, x.shape[-1] // units)
+            slopes[name] += slope.sum(dim=(1, 3)).cpu()  # a unit is removed from all passes at once
+        yield slopes
 
 
 def block_influence(model: nn.Module, stack: Stack, batches: Batches) -> Tensor:
