@@ -285,6 +285,7 @@ class FakeEditor:
 
         self.model = torch.nn.Linear(2, 3)
         self.model.calls = []
+        self.tokenizer = None
 
 
 def test_run_applies_in_order_and_records():

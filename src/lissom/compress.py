@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ from lissom.measure import Row, measure
 from lissom.measure.loyalty import UNCOMPARED
 from lissom.measure.size import SPARSE, sparsity
 from lissom.methods import Given
+from lissom.methods.base import Trial
 from lissom.recipe import Recipe, StepRecord
 from lissom.runtime import TorchRunner
 from lissom.store import load, load_tokenizer, save
@@ -164,7 +164,12 @@ def compress(
         max_length=max_length,
     )
     plan.check(dissect(original), given)
-    student = copy.deepcopy(in_float32(original))
+    editor = Editor(copy.deepcopy(in_float32(original)), reader)
+
+    def trial(forms: Mapping[str, PreTrainedModel]) -> list[Trial]:
+        read_by = cast("PreTrainedTokenizerBase", editor.tokenizer)  # as it is by then
+        return tried(forms, data=cast(Data, found), tokenizer=read_by, max_length=max_length, seed=seed)
+
     with tempfile.TemporaryDirectory(prefix="lissom-") as own:
         place = work or Path(own)
         place.mkdir(parents=True, exist_ok=True)
@@ -172,22 +177,19 @@ def compress(
             given,
             work=place,
             report=lambda what, done: report(what, done * (1 - _MEASURED)),
-            trial=None
-            if found is None or reader is None
-            else functools.partial(tried, data=found, tokenizer=reader, max_length=max_length, seed=seed),
+            trial=None if found is None or reader is None else trial,
         )
-        editor = Editor(student)
         steps = plan.run(editor, told)
     rows: Sequence[Row] = ()
     reference = ORIGINAL if first is original else TEACHER
     if given.data is not None:
-        subjects = {reference: first, COMPRESSED: editor.model}
+        subjects = {reference: (first, reader), COMPRESSED: (editor.model, editor.tokenizer)}
         named = (base,) if first is original else teacher if isinstance(teacher, list | tuple) else (teacher,)
         rows = _measured(subjects, _folder(named[0]), given, split or measured_split(given.data), report)
     readings = [one for row in rows if row.subject == COMPRESSED for one in row.as_dict()["readings"]]
     return Result(
         model=editor.model,
-        tokenizer=reader,
+        tokenizer=editor.tokenizer,
         recipe=plan,
         steps=tuple(steps),
         rows=tuple(rows),
@@ -321,7 +323,7 @@ def _folder(named: Any) -> Path | None:
 
 
 def _measured(
-    subjects: Mapping[str, PreTrainedModel],
+    subjects: Mapping[str, tuple[PreTrainedModel, PreTrainedTokenizerBase | None]],
     folder: Path | None,
     given: Given,
     split: str,
@@ -329,23 +331,23 @@ def _measured(
 ) -> list[Row]:
     """Quality, loyalty and counts; speed is measured in the form that runs, by `lissom measure`.
 
-    The first subject is what the others are compared with.  folder: where its files lie, which may be half as large as
-    what is worked on.
+    subjects: each with what reads texts for it; the first one is what the others are compared with.
+    folder: where the files of the first one lie, which may be half as large as what is worked on.
     """
     data = cast(Data, given.data)
     reference = next(iter(subjects))
     runners = {
         name: TorchRunner(
             one,
-            given.tokenizer,
+            reader,
             device=given.device,
             max_length=given.max_length,
             folder=folder if name == reference else None,
         )
-        for name, one in subjects.items()
+        for name, (one, reader) in subjects.items()
     }
     told = lambda what, done: report(what, 1 - _MEASURED * (1 - done))  # noqa: E731  named for what it is
-    zeros = ("sparsity",) if (sparsity(subjects[COMPRESSED]).value or 0.0) >= SPARSE else ()
+    zeros = ("sparsity",) if (sparsity(subjects[COMPRESSED][0]).value or 0.0) >= SPARSE else ()
     alike = () if data.task.kind in UNCOMPARED else ("label_loyalty", "probability_loyalty")
     return measure(
         runners,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from lissom.anatomy import Anatomy
     from lissom.data import Data
+    from lissom.edits import Editor
     from lissom.measure import Reading
     from lissom.measure.speed import Times
     from lissom.runtime import Text
@@ -98,6 +99,7 @@ def plan(
     """
     from lissom.anatomy import dissect
     from lissom.compress import data_for, in_float32, readable_length
+    from lissom.edits import Editor
     from lissom.forms import forms, warnings
     from lissom.measure.machine import machine
 
@@ -116,23 +118,27 @@ def plan(
     if precision != "float32":
         notes.append(f"The weights are stored as {precision}; a recipe works on them, and saves them, as float32.")
     instructions = machine()["instructions"]
-    stages = [model]
+    stages = [Editor(model, tokenizer)]
     for done, step in enumerate(recipe.steps):
         report(f"structure after {step.name}", 0.3 * done / len(recipe.steps))
         stages.append(_after(stages[-1], step, given))
     texts = _texts(found)
     times = _raced(
         stages,
-        tokenizer,
         texts,
         threads=threads,
         max_length=max_length,
         report=lambda what, part: report(what, 0.3 + 0.7 * part),
     )
-    shapes = [_shape(stage, _tokens(tokenizer, texts, max_length), times.get(id(stage))) for stage in stages]
+    shapes = [
+        _shape(stage.model, _tokens(stage.tokenizer, texts, max_length), times.get(id(stage.model))) for stage in stages
+    ]
     steps = [
         PlannedStep(
-            name=step.name, options=plain(step), after=after, speed=_words(step, times, stages[i], stages[i + 1])
+            name=step.name,
+            options=plain(step),
+            after=after,
+            speed=_words(step, times, stages[i].model, stages[i + 1].model),
         )
         for i, (step, after) in enumerate(zip(recipe.steps, shapes[1:], strict=True))
     ]
@@ -190,21 +196,21 @@ def _noted(data: Data | None) -> tuple[str, ...]:
     return (made_up,) if data is None else data.notes
 
 
-def _after(model: PreTrainedModel, step: Method, given: Given) -> PreTrainedModel:
-    """A copy of `model` with the structure that `step` leaves, or `model` itself where that is the same.
+def _after(before: Editor, step: Method, given: Given) -> Editor:
+    """A copy of the model with the structure that `step` leaves, or `before` itself where that is the same.
 
     A step that looks at texts looks at very few.
     """
-    from lissom.edits import Editor, Record
+    from lissom.edits import Editor
     from lissom.store.zeros import spared
 
     quick = {"samples": _SAMPLES} if any(field.name == "samples" for field in dataclasses.fields(step)) else {}
-    copied = copy.deepcopy(model)
-    editor = Editor(copied)
+    copied = copy.deepcopy(before.model)
+    editor = Editor(copied, before.tokenizer)
     with _no_decompositions():
-        dataclasses.replace(step, **quick).preview(editor, given)
-    same = editor.model is copied and editor.record == Record.of(model) and spared(copied) == spared(model)
-    return model if same else editor.model
+        dataclasses.replace(step, **quick).preview(editor, dataclasses.replace(given, tokenizer=before.tokenizer))
+    same = editor.model is copied and editor.record == before.record and spared(copied) == spared(before.model)
+    return before if same else editor
 
 
 @contextmanager
@@ -277,8 +283,7 @@ def _tokens(tokenizer: PreTrainedTokenizerBase | None, texts: Sequence[Text], ma
 
 
 def _raced(
-    stages: Sequence[PreTrainedModel],
-    tokenizer: PreTrainedTokenizerBase | None,
+    stages: Sequence[Editor],
     texts: Sequence[Text],
     *,
     threads: int | None,
@@ -289,11 +294,12 @@ def _raced(
     from lissom.measure.speed import race
     from lissom.runtime import TorchRunner
 
-    if tokenizer is None:
+    if stages[0].tokenizer is None:
         return {}
-    different = {str(id(stage)): stage for stage in stages}
+    different = {str(id(stage.model)): stage for stage in stages}
     runners = {
-        name: TorchRunner(stage, tokenizer, threads=threads, max_length=max_length) for name, stage in different.items()
+        name: TorchRunner(stage.model, stage.tokenizer, threads=threads, max_length=max_length)
+        for name, stage in different.items()
     }
     times = race(
         runners,

@@ -146,7 +146,8 @@ class Recipe:
             part.report("", 0.0)
             before, start = parameters(editor.model), time.perf_counter()
             try:
-                did = step.apply(editor, dataclasses.replace(given, report=part.report))
+                reader = editor.tokenizer or given.tokenizer
+                did = step.apply(editor, dataclasses.replace(given, report=part.report, tokenizer=reader))
             except LissomError as error:
                 raise _within(error, place) from error
             _finite(editor.model, f"after {place}")
@@ -181,13 +182,13 @@ class Recipe:
         return [(f"{self.name}, step {i} ({step.name})", step) for i, step in enumerate(self.steps, 1)]
 
     def check_order(self) -> None:
-        """Raise LissomError 316 unless stages do not fall; TUNE stays behind the step it follows, and before BITS."""
+        """Raise LissomError 316 unless stages do not fall; TUNE stays behind what it follows, and before VOCABULARY."""
         keys: list[int] = []
         reached = 0
         for step in self.steps:
             before, reached = reached, int(step.reached()) or reached
-            trained_late = step.stage is Stage.TUNE and before >= Stage.BITS
-            keys.append(Stage.BITS - 1 if trained_late else reached)
+            trained_late = step.stage is Stage.TUNE and before >= Stage.VOCABULARY
+            keys.append(Stage.VOCABULARY - 1 if trained_late else reached)
         order = sorted(range(len(keys)), key=keys.__getitem__)
         if order == list(range(len(keys))):
             return

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lissom.anatomy import Anatomy, dense_weight, dissect
+from lissom.anatomy import Anatomy, dense_weight, dissect, vocabulary
 from lissom.edits import (
     EDITS,
     Edit,
@@ -21,6 +21,7 @@ from lissom.edits import (
     KeepLayers,
     KeepNeurons,
     Kronecker,
+    KeepVocab,
     LevelAttention,
     MultiplyOut,
     Pack,
@@ -90,6 +91,12 @@ def keep_neurons(anatomy: Anatomy) -> list[Filled]:
         (KeepNeurons(stack=one.name, neurons=tuple(tuple(range(1 + b.index, b.ffn.width)) for b in one.blocks)), {})
         for one in anatomy.stacks
     ]
+
+
+def keep_vocab(anatomy: Anatomy) -> list[Filled]:
+    """Without two tokens in the middle and the last one."""
+    size = vocabulary(anatomy.model).size
+    return [(KeepVocab.of(anatomy.model, set(range(size)) - {7, 9, size - 1}), {})]
 
 
 def factorize(anatomy: Anatomy) -> list[Filled]:
@@ -249,6 +256,7 @@ MAKERS: dict[str, Callable[[Anatomy], list[Filled]]] = {
     "ShareStacks": share_stacks,
     "KeepHeads": keep_heads,
     "KeepNeurons": keep_neurons,
+    "KeepVocab": keep_vocab,
     "Factorize": factorize,
     "Kronecker": kronecker,
     "MultiplyOut": multiply_out,
@@ -348,6 +356,7 @@ def test_a_copy_answers_alike_and_keeps_the_record(kind: str, case: Case) -> Non
     model = case.model()
     inputs = case.inputs(model)
     record = edit(model, kind).record
+    inputs["input_ids"].clamp_(max=vocabulary(model).size - 1)
     twin = copy.deepcopy(model)
     assert record.edits
     assert not any(module.training for module in model.modules())

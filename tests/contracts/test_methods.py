@@ -36,6 +36,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "prune_units": {"flops": 0.6, "length": 9},
     "prune_weights": {"by": "wanda"},
     "sparsegpt": {"pattern": "2:4"},
+    "prune_vocab": {"at_least": 2},
     "svd": {"ratio": 0.5},
     "kronecker": {"ratio": 0.25, "table": 2},
     "share_layers": {"unique": 1},
@@ -133,6 +134,7 @@ def test_contract(name: str, variant: str, tmp_path: Path):
         return
     before, inputs = weights(model), tiny.batch(model)
     result = applied(name, model, tmp_path / "one")
+    inputs["input_ids"].clamp_(max=result.config.vocab_size - 1)
     answer = tiny.outputs(result, inputs)
     assert torch.isfinite(answer).all()
     assert same(weights(model), before), "the original was changed"

@@ -4,8 +4,9 @@ from lissom.anatomy.dissect import dissect
 from lissom.anatomy.families import FAMILIES
 from lissom.anatomy.parts import Anatomy, Attention, Block, Ffn, Stack
 from lissom.anatomy.positions import positions
-from lissom.anatomy.slot import Slot, dense_weight, is_linear, is_transposed, keep_together, stored_maps
+from lissom.anatomy.slot import Slot, dense_weight, is_linear, is_transposed, keep_together, shrink, stored_maps
 from lissom.anatomy.token_table import token_table
+from lissom.anatomy.vocabulary import Vocabulary, vocabulary
 
 __all__ = [
     "FAMILIES",
@@ -15,12 +16,15 @@ __all__ = [
     "Ffn",
     "Slot",
     "Stack",
+    "Vocabulary",
     "dense_weight",
     "dissect",
     "is_linear",
     "is_transposed",
     "keep_together",
     "positions",
+    "shrink",
     "stored_maps",
     "token_table",
+    "vocabulary",
 ]

@@ -22,13 +22,14 @@ from lissom.edits.palette import Palette
 from lissom.edits.scaled import ScaleInputs
 from lissom.edits.split import PackSplit
 from lissom.edits.stacks import ShareStacks, tied_paths
+from lissom.edits.vocabulary import KeepVocab
 from lissom.edits.width import KeepHeads, KeepNeurons
 from lissom.errors import LissomError, nearest
 
 EDITS: dict[str, type[Edit]] = {
     edit.__name__: edit
     for edit in (
-        *(KeepLayers, ShareLayers, ShareStacks, KeepHeads, KeepNeurons),
+        *(KeepLayers, ShareLayers, ShareStacks, KeepHeads, KeepNeurons, KeepVocab),
         *(Factorize, Kronecker, MultiplyOut, ScaleInputs),
         *(Pack, PackBits, PackBinary, PackRows, PackGroups, PackSplit, PackInputGroups, Palette),
         *(LevelAttention, PackInteger, PackCache),
@@ -67,6 +68,7 @@ __all__ = [
     "KeepLayers",
     "KeepNeurons",
     "Kronecker",
+    "KeepVocab",
     "LevelAttention",
     "MultiplyOut",
     "Pack",

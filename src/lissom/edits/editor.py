@@ -14,17 +14,19 @@ from lissom.edits.edit import EDIT_MISFIT, Edit, Record
 from lissom.errors import LissomError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class Editor:
     """Applies edits to a model, in place, and keeps its record.
 
     model: a transformers model, with weights or empty (parameters on meta).
+    tokenizer: what reads texts for it, if anything does; who cuts the vocabulary puts another one here.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
         self.model = model
+        self.tokenizer = tokenizer
 
     @property
     def record(self) -> Record:

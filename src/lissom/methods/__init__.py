@@ -21,6 +21,7 @@ _CLASSES = {
     "prune_units": "pruning.prune_units.PruneUnits",
     "prune_weights": "pruning.prune_weights.PruneWeights",
     "sparsegpt": "pruning.sparsegpt.Sparsegpt",
+    "prune_vocab": "pruning.prune_vocab.PruneVocab",
     "svd": "low_rank.svd.Svd",
     "kronecker": "low_rank.kronecker.Kronecker",
     "share_layers": "weight_sharing.share_layers.ShareLayers",

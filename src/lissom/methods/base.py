@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 
 class Stage(enum.IntEnum):
-    """The order in which steps of a recipe must stand. TUNE may stand anywhere before BITS."""
+    """The order in which steps of a recipe must stand. TUNE may stand anywhere before VOCABULARY.
+
+    Behind VOCABULARY the model reads other tokens than its teacher.
+    """
 
     STUDENT = 10
     DEPTH = 20
@@ -31,6 +34,7 @@ class Stage(enum.IntEnum):
     DYNAMIC = 60
     ZEROS = 70
     RESCALE = 75
+    VOCABULARY = 78
     BITS = 80
     TUNE = 0
 
