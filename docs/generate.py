@@ -28,6 +28,7 @@ SEEDS = ROOT / "results" / "distil-seeds.jsonl"
 DISTILLED = ROOT / "results" / "distil.jsonl"
 ENCODERS = ROOT / "results" / "quantize-encoder.jsonl"
 DECODER = ROOT / "results" / "quantize-decoder.jsonl"
+SENTENCES = ROOT / "results" / "quantize-sentences.jsonl"
 PICTURE = ROOT / "docs" / "demo.svg"
 REFERENCE = "original"
 WIDTH = 100  # of the help texts, in letters
@@ -298,6 +299,29 @@ def encoders() -> str:
     return "\n".join(parts) + f"\n{textwrap.fill(about, 118, break_long_words=False, break_on_hyphens=False)}\n"
 
 
+def sentences() -> str:
+    """The table of results/quantize-sentences.jsonl: a sentence encoder in int8 by several ways, beside float32."""
+    from lissom.bench.rows import read_rows
+
+    if not SENTENCES.exists():
+        return "Nothing is measured yet.\n"
+    rows = read_rows([SENTENCES])
+    lines = []
+    for row in rows:
+        said = {one["name"]: one["value"] for one in row["readings"]}
+        numbers = [f"{said['cosine']:.4f}", f"{said['spearman']:.4f}", f"{said['size_mb']:.1f}"]
+        lines.append([row["subject"], *numbers, f"{said['throughput']:.0f}", f"{row['seconds']:.0f}"])
+    first = rows[0]
+    about = (
+        f"`{first['model']}` in ONNX Runtime, measured with `benchmarks/quantize/sentences.py` on {first['data']['n']} "
+        f"pairs of the {first['data']['split']} split of {first['data']['name']}, calibrated on its train split, on "
+        f"{first['machine']['cores']} cores of {first['machine']['cpu']}. Seconds are from the command to the exported "
+        f"file, measuring and proof included. Rows in [results/{SENTENCES.name}](../results/{SENTENCES.name})."
+    )
+    header = ["form", "cosine", "Spearman", "MB", "texts a second", "seconds to make"]
+    return f"{table(header, lines)}\n{textwrap.fill(about, 118, break_long_words=False, break_on_hyphens=False)}\n"
+
+
 def _reading(row: dict[str, Any], name: str) -> dict[str, Any]:
     return next(one for one in row["readings"] if one["name"] == name)
 
@@ -443,6 +467,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "distilled": distilled,
     "seeds": seeds,
     "decoder": decoder,
+    "sentences": sentences,
     "encoders": encoders,
     "metrics": metrics,
     "command line": command_line,

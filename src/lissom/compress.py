@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from lissom import gate
-from lissom.anatomy import dissect, positions
+from lissom.anatomy import dissect, is_bare, positions, sentence_of
 from lissom.data import Data, Task, load_data
 from lissom.edits import Editor
 from lissom.errors import LissomError
@@ -276,7 +276,8 @@ def in_float32(model: PreTrainedModel) -> PreTrainedModel:
 
 def readable_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, asked: int) -> int:
     """`asked`, or fewer tokens where the model or its tokenizer reads fewer."""
-    return min(asked, positions(model) or asked, asked if tokenizer is None else tokenizer.model_max_length)
+    limits = (positions(model), sentence_of(model).max_length, tokenizer and tokenizer.model_max_length)
+    return min(asked, *(one for one in limits if one))
 
 
 def data_for(model: PreTrainedModel, data: Any, seed: int, columns: Mapping[str, str] | None = None) -> Data:
@@ -291,6 +292,8 @@ def data_for(model: PreTrainedModel, data: Any, seed: int, columns: Mapping[str,
     if found.task.kind == "language_modelling" and kind.endswith("ForMaskedLM"):
         hidden = Task(kind="masked_language_modelling", metric="accuracy")
         found = dataclasses.replace(found, task=hidden)
+    if is_bare(model):
+        found = found.for_embedding()
     if "train" in found.splits or list(found.splits) == ["all"]:
         found = found.with_validation(seed)
     heads = {
@@ -302,10 +305,13 @@ def data_for(model: PreTrainedModel, data: Any, seed: int, columns: Mapping[str,
     }
     wanted = heads.get(found.task.kind)
     goes_on = model.can_generate() and not model.config.is_encoder_decoder  # says which token comes next in a text
-    if not (wanted in kind if wanted else goes_on):
+    fits = wanted in kind if wanted else is_bare(model) if found.task.kind == "embedding" else goes_on
+    if not fits:
         task = found.task.kind.replace("_", " ")
         cause = f"{kind} has no head for {task}"
-        raise LissomError(826, cause, place=found.name, remedy="Train one first: lissom finetune MODEL --data ...")
+        remedy = "Train one first: lissom finetune MODEL --data ..."
+        remedy += ", or give texts without labels to keep its embeddings" if is_bare(model) else ""
+        raise LissomError(826, cause, place=found.name, remedy=remedy)
     return found
 
 
@@ -313,7 +319,8 @@ def measured_split(data: Data) -> str:
     """test where it is there and has labels, else validation."""
     columns = {name: rows.column_names for name, rows in data.splits.items()}
     answer = {"tagging": "tags", "question_answering": "answers"}
-    wanted = "text" if "language_modelling" in data.task.kind else answer.get(data.task.kind, "label")
+    bare = "language_modelling" in data.task.kind or data.task.metric == "cosine"
+    wanted = "text" if bare else answer.get(data.task.kind, "label")
     return next((name for name in ("test", "validation") if wanted in columns.get(name, ())), "train")
 
 
@@ -347,8 +354,14 @@ def _measured(
         for name, (one, reader) in subjects.items()
     }
     told = lambda what, done: report(what, 1 - _MEASURED * (1 - done))  # noqa: E731  named for what it is
+<<<<<<< HEAD
     zeros = ("sparsity",) if (sparsity(subjects[COMPRESSED][0]).value or 0.0) >= SPARSE else ()
     alike = () if data.task.kind in UNCOMPARED else ("label_loyalty", "probability_loyalty")
+=======
+    zeros = ("sparsity",) if (sparsity(subjects[COMPRESSED]).value or 0.0) >= SPARSE else ()
+    alike: tuple[str, ...] = () if data.task.kind in UNCOMPARED else ("label_loyalty", "probability_loyalty")
+    alike = ("cosine",) if data.task.kind == "embedding" else alike
+>>>>>>> aee6af9 (Compress models that embed texts: data without labels or pairs with a similarity, cosine, and the recipe sentence-int8)
     return measure(
         runners,
         data,

@@ -13,13 +13,18 @@ from tests.measure.fakes import reviews
 from tests.runtime import made
 
 UNITS = {"", "x", "MB", "numbers", "FLOP", "ms", "texts/s"}
-TAKEN_BY = {"pearson": "regression", "spearman": "regression", "perplexity": "language_modelling"}
+TAKEN_BY = {
+    "pearson": "regression",
+    "spearman": "regression",
+    "perplexity": "language_modelling",
+    "cosine": "embedding",
+}
 
 
 def _data(kind: str) -> Data:
     if kind == "regression":
         return load_data({"test": {"text": ["good", "bad", "film", "the end"], "label": [4.5, 0.5, 2.0, 3.0]}})
-    if kind == "language_modelling":
+    if kind in ("language_modelling", "embedding"):
         return load_data({"test": {"text": ["the end is near and far"] * 9}})
     return reviews()
 
@@ -27,7 +32,8 @@ def _data(kind: str) -> Data:
 @cache
 def _rows(kind: str) -> list[Row]:
     """A model against one of half its depth."""
-    head = {"language_modelling": "AutoModelForCausalLM"}.get(kind, "AutoModelForSequenceClassification")
+    heads = {"language_modelling": "AutoModelForCausalLM", "embedding": "AutoModel"}
+    head = heads.get(kind, "AutoModelForSequenceClassification")
     variant = "llama" if kind == "language_modelling" else "bert"
     labels = {"num_labels": 1 if kind == "regression" else 2}
     deep = tiny.model(variant, head, num_hidden_layers=4, **labels)

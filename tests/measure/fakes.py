@@ -14,6 +14,7 @@ class Fake:
     name = "torch"
     max_length = 16
     tokens_per_batch = 64
+    sentence = None
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lissom.errors import LissomError
+from lissom.files import Sentence
 from lissom.runtime import OnnxRunner, Runner, TorchRunner, open_runner
 from lissom.runtime.runner import embed, usable_length
 from tests import tiny
@@ -127,7 +128,7 @@ def test_a_bare_encoder_gives_unit_means_of_its_states() -> None:
 def test_pooling_by_hand() -> None:
     hidden = np.array([[[3.0, 0.0], [3.0, 8.0], [99.0, 99.0]]], np.float32)
 
-    np.testing.assert_allclose(embed(hidden, np.array([[1, 1, 0]])), [[0.6, 0.8]], atol=1e-6)
+    np.testing.assert_allclose(embed(hidden, np.array([[1, 1, 0]]), Sentence()), [[0.6, 0.8]], atol=1e-6)
 
 
 @pytest.mark.parametrize("variant", ["distilbert", "roberta", "gpt2", "t5"])

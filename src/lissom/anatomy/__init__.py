@@ -5,6 +5,8 @@ from lissom.anatomy.families import FAMILIES
 from lissom.anatomy.parts import Anatomy, Attention, Block, Ffn, Stack
 from lissom.anatomy.positions import positions
 from lissom.anatomy.slot import Slot, dense_weight, is_linear, is_transposed, keep_together, shrink, stored_maps
+from lissom.anatomy.sentence import is_bare, note_sentence, sentence_of
+from lissom.anatomy.slot import Slot, dense_weight, is_linear, is_transposed, keep_together, stored_maps
 from lissom.anatomy.token_table import token_table
 from lissom.anatomy.vocabulary import Vocabulary, vocabulary
 
@@ -19,11 +21,14 @@ __all__ = [
     "Vocabulary",
     "dense_weight",
     "dissect",
+    "is_bare",
     "is_linear",
     "is_transposed",
     "keep_together",
+    "note_sentence",
     "positions",
     "shrink",
+    "sentence_of",
     "stored_maps",
     "token_table",
     "vocabulary",

@@ -12,7 +12,7 @@ from lissom.errors import LissomError, nearest
 Row = Mapping[str, Any]
 Reading = Mapping[str, Any]
 
-QUALITY = ("accuracy", "f1", "mcc", "pearson", "spearman", "perplexity")
+QUALITY = ("accuracy", "f1", "mcc", "pearson", "spearman", "perplexity", "cosine")
 
 
 @dataclass(frozen=True)

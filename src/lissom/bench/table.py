@@ -36,6 +36,7 @@ LABELS = {
     "keep": "Quality kept",
     "label_loyalty": "Label loyalty",
     "probability_loyalty": "Probability loyalty",
+    "cosine": "Cosine",
     "size_mb": "Size",
     "parameters": "Parameters",
     "sparsity": "Zero weights",
@@ -58,7 +59,7 @@ _WORDS = {  # above and below the reference; else more and less
     "latency_ms_p50": ("slower", "faster"),
     "latency_ms_p95": ("slower", "faster"),
 }
-_COMPARED_ALREADY = ("keep", "speedup", "label_loyalty", "probability_loyalty")
+_COMPARED_ALREADY = ("keep", "speedup", "label_loyalty", "probability_loyalty", "cosine")
 _SCALES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"))
 _COUNTED = {
     "": "",

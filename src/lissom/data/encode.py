@@ -30,6 +30,7 @@ def encode(
     - classification, regression: `labels`, one int or float a row, if the rows have labels;
     - tagging: `labels`, one a token: the tag at the first sub-word of each word, -100 elsewhere, if the rows have tags;
     - question answering: `start_positions`, `end_positions` of the first answer; 0 where it was cut off or is missing;
+    - embedding: each text of a pair as a row of its own, without labels;
     - language modelling: rows are blocks of `max_length` tokens (the last one may be shorter, at least 2) that run
       over the ends of texts, which the end-of-sequence token marks if there is one; `labels` = `input_ids`;
     - masked language modelling: the same, but each text with the special tokens that the tokenizer puts around it, and
@@ -46,7 +47,7 @@ def encode(
     max_length = _checked(dataset, tokenizer, task, max_length)
     if task.kind in _RUNNING:
         return _blocks(dataset, tokenizer, max_length, hidden=task.kind == "masked_language_modelling")
-    make = {"tagging": _tagged, "question_answering": _answered}.get(task.kind, _labelled)
+    make = {"tagging": _tagged, "question_answering": _answered, "embedding": _apart}.get(task.kind, _labelled)
     parts, cut = [], 0
     for start in range(0, len(dataset), _ROWS):
         columns, lost = make(dataset[start : start + _ROWS], tokenizer, max_length)
@@ -61,7 +62,7 @@ def encode(
 
 def _checked(dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, task: Task, max_length: int) -> int:
     """The length to cut at."""
-    pair = not {"text_b", "context"}.isdisjoint(dataset.column_names)
+    pair = not {"text_b", "context"}.isdisjoint(dataset.column_names) and task.kind != "embedding"
     running = task.kind in _RUNNING
     least = 2 if running else tokenizer.num_special_tokens_to_add(pair=pair) + 1 + pair
     if max_length < least:
@@ -89,6 +90,12 @@ def _labelled(
     if "label" in rows:
         columns["labels"] = rows["label"]
     return columns, _cut(encoded, tokenizer, max_length)
+
+
+def _apart(rows: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[dict[str, Any], int]:
+    sides = zip(*(rows[name] for name in ("text", "text_b") if name in rows), strict=True)
+    encoded = tokenizer([text for row in sides for text in row], truncation=True, max_length=max_length)
+    return dict(encoded), _cut(encoded, tokenizer, max_length)
 
 
 def _tagged(rows: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[dict[str, Any], int]:

@@ -20,7 +20,8 @@ Kind = Literal[
     "tagging",
     "question_answering",
     "language_modelling",
-    "masked_language_modelling",  # running text for a model that names hidden tokens; `compress` says so, not the data
+    "masked_language_modelling",  # running text for a model that names hidden tokens; the model says so, not the data
+    "embedding",  # texts, or pairs with their similarity, for a model without a head; the model says so too
 ]
 
 WHOLE = "all"  # the one split of data that came without splits
@@ -67,6 +68,17 @@ class Data:
         cause = f'there is no split "{name}"'
         raise LissomError(817, cause, place=self.name, remedy=f"There is: {', '.join(self.splits)}.")
 
+    def for_embedding(self) -> Data:
+        """The same rows for a model that answers embeddings; as they are where they ask for something else.
+
+        Texts and pairs without labels ask that embeddings stay where they are (`cosine`), pairs with a number each that
+        their cosines rank as the numbers do (`spearman`, as for STS-B).
+        """
+        scored = self.task.kind == "regression" and "text_b" in self.columns
+        if not scored and self.task.kind != "language_modelling":
+            return self
+        return dataclasses.replace(self, task=Task(kind="embedding", metric="spearman" if scored else "cosine"))
+
     def with_validation(self, seed: int, share: float = 0.1) -> Data:
         """This data, with a validation split cut from train (from everything, for data without splits) if it has none.
 
@@ -104,6 +116,7 @@ def metric(kind: Kind, name: str, labels: tuple[str, ...]) -> str:
         "question_answering": "f1",
         "language_modelling": "perplexity",
         "masked_language_modelling": "accuracy",
+        "embedding": "cosine",
     }[kind]
     glue = _METRICS.get(re.sub(r"[^a-z]", "", re.split(r"[/:]", name.lower())[-1]), usual)
     fits = (glue == "pearson") == (kind == "regression") and (glue != "f1" or len(labels) == 2)

@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lissom.anatomy import positions
+from lissom.anatomy import positions, sentence_of
 from lissom.errors import LissomError
 from lissom.export import graph, parity
 from lissom.export.grouped import IN_GRAPHS, to_blocks
-from lissom.files import write_json
+from lissom.files import write_json, write_sentence
 from lissom.nn import Int8Embedding, Int8Linear
 from lissom.nn.levels import ATTENTION
 from lissom.nn.low_bit import unpack
@@ -106,6 +106,8 @@ def write(
     path.write_bytes(_graph(program, forward))
     figures = parity.check(path, forward, samples, shipped=None if ship is None else ship(path))
     _write_config(model, folder, packed=packed)
+    if hasattr(model.config, "_sentence"):
+        write_sentence(sentence_of(model), folder, model.config.get_text_config().hidden_size)
     if tokenizer is not None:
         made = copy.deepcopy(tokenizer)  # no other file of the folder says how much the graph can read
         made.model_max_length = min(tokenizer.model_max_length, positions(model) or tokenizer.model_max_length)

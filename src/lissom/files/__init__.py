@@ -20,9 +20,11 @@ from lissom.files.reading import (
     read_safetensors,
     refuse_pickle,
 )
+from lissom.files.sentence import Sentence, read_sentence, write_sentence
 from lissom.files.writing import check_new_folder, new_folder, recover, write_json, write_text
 
 __all__ = [
+    "Sentence",
     "check_new_folder",
     "check_safetensors",
     "compare_digests",
@@ -33,8 +35,10 @@ __all__ = [
     "open_file",
     "read_json",
     "read_safetensors",
+    "read_sentence",
     "recover",
     "refuse_pickle",
     "write_json",
+    "write_sentence",
     "write_text",
 ]

@@ -4,6 +4,8 @@
     probability loyalty  1 - mean over texts of sqrt(JS(p, q)) with JS in bits:
                          JS = (KL(p|m) + KL(q|m)) / 2,  m = (p + q) / 2
 
+Embeddings have no labels: of them the mean cosine of both embeddings of a text is taken.
+
 The root is taken once (the distance is a metric): 1 for equal distributions, 0 for two different certainties.
 """
 
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lissom.measure.reading import Reading, taken
-from lissom.measure.scores import additive, quality_reading, ratio_of_sums
+from lissom.measure.scores import Scores, additive, quality_reading, ratio_of_sums
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,7 +30,7 @@ _NAMES = ("label_loyalty", "probability_loyalty")
 
 
 def loyalty(answers: Any, reference: Any, task: Task, seed: int) -> list[Reading]:
-    """Both readings from two runners' answers to the same texts, as `quality.answer` gives them."""
+    """The readings from two runners' answers to the same texts, as `quality.answer` gives them."""
     if task.kind in UNCOMPARED:
         why = f"Not taken: {task.kind.replace('_', ' ')} gives no label and no probabilities to compare."
         return [taken(name, None, why) for name in _NAMES]
@@ -39,7 +41,9 @@ def loyalty(answers: Any, reference: Any, task: Task, seed: int) -> list[Reading
         return [quality_reading(scores, seed), taken("probability_loyalty", None, why)]
     if answers.shape != reference.shape:
         why = f"Not taken: answers of shape {answers.shape}, the reference's have {reference.shape}."
-        return [taken(name, None, why) for name in _NAMES]
+        return [taken(name, None, why) for name in (("cosine",) if task.kind == "embedding" else _NAMES)]
+    if task.kind == "embedding":
+        return [quality_reading(closeness(answers, reference), seed)]
     both = ~(np.isnan(answers).any(-1) | np.isnan(reference).any(-1))  # words that one of the two cut off do not count
     same = (answers.argmax(-1) == reference.argmax(-1)) & both
     with np.errstate(invalid="ignore"):
@@ -54,6 +58,20 @@ def loyalty(answers: Any, reference: Any, task: Task, seed: int) -> list[Reading
         rows = np.stack([_sum(values), _sum(both)], axis=1)
         readings.append(quality_reading(additive(name, rows, ratio_of_sums, how), seed))
     return readings
+
+
+def closeness(vectors: NDArray[Any], reference: NDArray[Any]) -> Scores:
+    """The mean cosine of the embeddings of texts with the reference's. vectors, reference: (texts, width)."""
+    how = f"Mean cosine of the embeddings of {len(vectors)} texts with the reference's."
+    cosines = cosine(vectors, reference)
+    return additive("cosine", np.stack([cosines, np.ones_like(cosines)], axis=1), ratio_of_sums, how)
+
+
+def cosine(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
+    """Of each row of one with the same row of the other; 0 where one of them is zero. a, b: (rows, width)."""
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    lengths = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+    return np.asarray((x * y).sum(1) / np.maximum(lengths, 1e-30))
 
 
 def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:

@@ -6,12 +6,14 @@ examples gives a thousand bootstrap resamples in one matrix product.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lissom.errors import LissomError
 from lissom.measure.hidden import TEXTS, hidden_tokens
+from lissom.measure.loyalty import cosine
 from lissom.measure.questions import best_answers, word_overlap
 from lissom.measure.scores import Scores, additive, divide, ratio_of_sums
 from lissom.measure.tagging import span_counts
@@ -30,11 +32,14 @@ Answers = Any  # logits (texts, classes) or (texts, words, tags), answer texts, 
 
 
 def texts_of(rows: datasets.Dataset, task: Task) -> list[Text]:
-    """What a runner reads: texts, pairs, word lists, or (question, context)."""
+    """What a runner reads: texts, pairs, word lists, or (question, context); for embeddings the first texts of
+    all pairs, then the second ones."""
     if task.kind == "tagging":
         return [list(words) for words in rows["tokens"]]
     if task.kind == "question_answering":
         return list(zip(rows["question"], rows["context"], strict=True))
+    if task.kind == "embedding":
+        return [text for name in ("text", "text_b") if name in rows.column_names for text in rows[name]]
     if "text_b" in rows.column_names:
         return list(zip(rows["text"], rows["text_b"], strict=True))
     return list(rows["text"])
@@ -43,8 +48,13 @@ def texts_of(rows: datasets.Dataset, task: Task) -> list[Text]:
 def answer(runner: Runner, texts: list[Text], task: Task, tokens_per_batch: int | None = None) -> Answers:
     """The runner's answers, with classes in the order of `task.labels`.
 
-    Raises LissomError LSM-851 when model and data have different numbers of classes.
+    Raises LissomError LSM-826 when only one of the two is about embeddings, LSM-851 when model and data have different
+    numbers of classes.
     """
+    embeds, kind = runner.sentence is not None, task.kind.replace("_", " ")
+    if embeds != (task.kind == "embedding"):
+        cause = f"the model answers {'embeddings' if embeds else 'no embeddings'}, the data is for {kind}"
+        raise LissomError(826, cause, remedy="Train a head first: lissom finetune MODEL --data ..." if embeds else "")
     if task.kind == "question_answering":
         return best_answers(runner, texts, tokens_per_batch)
     if task.kind == "language_modelling":
@@ -52,7 +62,7 @@ def answer(runner: Runner, texts: list[Text], task: Task, tokens_per_batch: int 
     if task.kind == "masked_language_modelling":
         return hidden_tokens(runner, texts)
     logits = runner.predict(texts, tokens_per_batch=tokens_per_batch)
-    if task.kind == "regression" or not task.labels:
+    if not task.labels:
         return logits
     order = _label_order(runner.labels, task.labels, logits.shape[-1])
     return logits[..., order]
@@ -113,6 +123,16 @@ def _answered(answers: list[str], rows: datasets.Dataset, task: Task) -> list[Sc
     return [additive("f1", np.hstack([overlap, np.ones_like(overlap)]), ratio_of_sums, how)]
 
 
+def _embedded(vectors: NDArray[Any], rows: datasets.Dataset, task: Task) -> list[Scores]:
+    """Nothing for texts without labels: they are compared with the reference alone."""
+    if task.metric == "cosine":
+        return []
+    gold, said = np.asarray(_column(rows, "label"), np.float64), cosine(*np.split(vectors, 2))
+    how = "correlation of the cosines of the texts of pairs with their labels."
+    found = {"Spearman rank": spearman(gold, said), "Pearson": pearson(gold, said)}
+    return [dataclasses.replace(one, how=f"{name} {how}") for name, one in found.items()]
+
+
 def _modelled(losses: NDArray[Any], rows: datasets.Dataset, task: Task) -> list[Scores]:
     how = (
         "Exponential of the mean next-token loss over windows of the running text; first tokens of windows not counted."
@@ -135,6 +155,7 @@ _SCORES: dict[str, Callable[[Answers, datasets.Dataset, Task], list[Scores]]] = 
     "question_answering": _answered,
     "language_modelling": _modelled,
     "masked_language_modelling": _unhidden,
+    "embedding": _embedded,
 }
 
 

@@ -41,6 +41,9 @@ METRICS: dict[str, Metric] = {
         group="loyalty",
         what="1 - mean base-2 Jensen-Shannon distance to the reference's probabilities",
     ),
+    "cosine": Metric(
+        unit="", better="higher", group="loyalty", what="mean cosine of the embeddings of texts with the reference's"
+    ),
     "size_mb": Metric(unit="MB", better="lower", group="size", what="bytes of the weight files / 1,000,000"),
     "parameters": Metric(unit="numbers", better="lower", group="size", what="stored numbers, shared ones once"),
     "sparsity": Metric(

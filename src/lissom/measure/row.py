@@ -10,7 +10,7 @@ import numpy as np
 
 from lissom.errors import LissomError, nearest
 from lissom.measure.flops import flops
-from lissom.measure.loyalty import UNCOMPARED, loyalty
+from lissom.measure.loyalty import UNCOMPARED, closeness, loyalty
 from lissom.measure.machine import machine, versions
 from lissom.measure.quality import answer, ask_for, scores_of, texts_of
 from lissom.measure.reading import METRICS, Reading, taken
@@ -75,6 +75,8 @@ def measure(
     Raises LissomError LSM-215 for an unknown reference, LSM-216 for an unknown metric, LSM-217 for no rounds,
     LSM-854 for a split without rows.
     """
+    if any(runner.sentence is not None for runner in subjects.values()):
+        data = data.for_embedding()
     wanted = _wanted(metrics, subjects, reference, data.task.kind)
     if rounds < 1 or speed_texts < 1:
         raise LissomError(217, f"{rounds} rounds of {speed_texts} texts are asked for, at least 1 of 1 is needed")
@@ -134,6 +136,8 @@ class _Run:
             self.report(f"answers of {name}", 0.4 * number / len(self.subjects))
             said[name] = answer(runner, self.texts, self.task)
         scores = {name: scores_of(one, self.rows, self.task) for name, one in said.items() if judge}
+        if self.task.metric == "cosine" and self.reference in scores:  # the reference is all that they are judged by
+            scores = {name: [closeness(one, said[self.reference])] for name, one in said.items()}
         for name, found in self.readings.items():
             found.extend(quality_reading(one, self.seed) for one in scores.get(name, ()))
             if self.reference in scores:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lissom.errors import LissomError
-from lissom.files import compare_digests, read_json
+from lissom.files import Sentence, compare_digests, read_json, read_sentence
 from lissom.runtime.runner import Arrays, embed, usable_length
 
 if TYPE_CHECKING:
@@ -42,22 +42,22 @@ def open_tokenizer(folder: Path) -> Tokenizer | None:
     return Tokenizer.from_file(str(path)) if path.is_file() else None
 
 
-def read_about(folder: Path, *, max_length: int | None, width: Any) -> dict[str, Any]:
-    """`max_length`, `pad_id`, `labels` and `truncation_side` of a Runner, from the files beside the graph.
+def read_about(folder: Path, *, max_length: int | None, width: Any, outputs: Set[str]) -> dict[str, Any]:
+    """`max_length`, `pad_id`, `labels`, `truncation_side` and `sentence` of a Runner, from the files beside the graph.
 
-    width: the last axis of the graph's first answer.
-    Raises LissomError LSM-211 when more tokens are asked for than the model reads.
+    width: the last axis of the graph's first answer.  outputs: names of all of them.
+    Raises LissomError LSM-211 when more tokens are asked for than the model reads, 436 as `read_sentence`.
     """
     config = read_json(folder / "config.json")
     reading = folder / "tokenizer_config.json"
     settings = read_json(reading) if reading.is_file() else {}
     limit = settings.get("model_max_length")
+    sentence = (read_sentence(folder) or Sentence()) if _hidden(outputs) else None
+    limits = [int(limit)] if isinstance(limit, int | float) and limit <= 10**6 else []
+    limits += [sentence.max_length] if sentence is not None and sentence.max_length else []
     return {
-        "max_length": usable_length(
-            max_length,
-            int(limit) if isinstance(limit, int | float) and limit <= 10**6 else None,
-            config.get("max_position_embeddings"),
-        ),
+        "sentence": sentence,
+        "max_length": usable_length(max_length, min(limits, default=None), config.get("max_position_embeddings")),
         "pad_id": int(config.get("pad_token_id") or 0),
         "labels": _labels(config, width),
         "truncation_side": settings.get("truncation_side", "right"),
@@ -76,12 +76,17 @@ def check_inputs(names: Set[str], graph: Path) -> None:
         )
 
 
-def answers(outputs: Arrays, batch: Arrays) -> Arrays:
+def answers(outputs: Arrays, batch: Arrays, sentence: Sentence | None) -> Arrays:
     """What `Runner.forward` returns, from a graph's outputs by name and the batch that it read."""
-    for name in HIDDEN:
-        if name in outputs and "logits" not in outputs:
-            return {"embeddings": embed(outputs[name].astype(np.float32), batch["attention_mask"])}
+    name = _hidden(outputs.keys())
+    if name is not None and sentence is not None:
+        return {"embeddings": embed(outputs[name].astype(np.float32), batch["attention_mask"], sentence)}
     return {name: array.astype(np.float32, copy=False) for name, array in outputs.items()}
+
+
+def _hidden(outputs: Set[str]) -> str | None:
+    """The output that holds states, where there is no other answer."""
+    return None if "logits" in outputs else next((name for name in HIDDEN if name in outputs), None)
 
 
 def usable_cores() -> int:

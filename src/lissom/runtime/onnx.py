@@ -52,7 +52,12 @@ class OnnxRunner(Runner):
             inputs=frozenset(self._types),
             folder=folder,
             files=tuple(sorted(self.graph.parent.glob(f"{self.graph.name}*"))),  # and its external data
-            **read_about(folder, max_length=max_length, width=self.session.get_outputs()[0].shape[-1]),
+            **read_about(
+                folder,
+                max_length=max_length,
+                width=self.session.get_outputs()[0].shape[-1],
+                outputs={one.name for one in self.session.get_outputs()},
+            ),
         )
 
     def forward(self, batch: Arrays) -> Arrays:
@@ -60,7 +65,7 @@ class OnnxRunner(Runner):
         feeds = {name: array.astype(self._types[name], copy=False) for name, array in batch.items()}
         names = [output.name for output in self.session.get_outputs()]
         outputs = dict(zip(names, self.session.run(names, feeds), strict=True))
-        return answers(outputs, batch)
+        return answers(outputs, batch, self.sentence)
 
     def _graph_inputs(self) -> list[Any]:
         found: list[Any] = self.session.get_inputs()

@@ -67,14 +67,19 @@ class OpenVinoRunner(Runner):
             inputs=frozenset(inputs),
             folder=folder,
             files=tuple(sorted({source, *source.parent.glob(weights)})),
-            **read_about(folder, max_length=max_length, width=_width(self.compiled)),
+            **read_about(
+                folder,
+                max_length=max_length,
+                width=_width(self.compiled),
+                outputs={one.any_name for one in self.compiled.outputs},
+            ),
         )
 
     def forward(self, batch: Arrays) -> Arrays:
         """See `Runner.forward`."""
         if not hasattr(self._own, "request"):
             self._own.request = self.compiled.create_infer_request()
-        return answers(infer(self._own.request, batch), batch)
+        return answers(infer(self._own.request, batch), batch, self.sentence)
 
 
 def find_graph(folder: Path, variant: str | None = None) -> Path:

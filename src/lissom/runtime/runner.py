@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lissom.errors import LissomError
+from lissom.files import Sentence
 from lissom.runtime.batches import token_batches
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class Runner(ABC):
     inputs: names of the arrays that `forward` reads.  folder: where the subject came from, None for a model object.
     files: the weight files that the engine reads; empty when the weights are only in memory.
     tokens_per_batch: the engine's default budget, padding included.
+    sentence: how states become embeddings; None for a model with a head.
     """
 
     name: ClassVar[str]
@@ -45,7 +47,9 @@ class Runner(ABC):
         folder: Path | None,
         files: tuple[Path, ...],
         truncation_side: str = "right",
+        sentence: Sentence | None = None,
     ) -> None:
+        self.sentence = sentence
         self.max_length = max_length
         self.inputs = inputs
         self.pad_id = pad_id
@@ -64,7 +68,7 @@ class Runner(ABC):
         """One pass over padded arrays (rows, longest), int64.
 
         Returns float32 arrays under the names of the model's outputs: `logits` (rows, classes) or (rows, longest,
-        classes); `start_logits` and `end_logits` (rows, longest); or `embeddings` (rows, hidden), of length 1.
+        classes); `start_logits` and `end_logits` (rows, longest); or `embeddings` (rows, hidden).
         """
 
     def predict(self, texts: Sequence[Text], *, tokens_per_batch: int | None = None) -> NDArray[np.float32]:
@@ -147,14 +151,19 @@ def answer_of(outputs: Arrays) -> NDArray[np.float32]:
     return outputs["logits"] if "logits" in outputs else outputs["embeddings"]
 
 
-def embed(hidden: NDArray[np.float32], mask: NDArray[np.int64]) -> NDArray[np.float32]:
-    """The mean over the real tokens, scaled to length 1: how sentence-transformers reads MiniLM and its like.
+def embed(hidden: NDArray[np.float32], mask: NDArray[np.int64], how: Sentence) -> NDArray[np.float32]:
+    """Embeddings of texts as sentence-transformers computes them, (rows, hidden).
 
-    hidden: (rows, longest, hidden).  mask: (rows, longest), 1 for a real token.  Returns (rows, hidden).
+    hidden: (rows, longest, hidden).  mask: (rows, longest), 1 for a real token, padded on the right.
     """
-    weights = mask[:, None, :].astype(np.float32)
-    total = (weights @ hidden)[:, 0, :] / np.maximum(weights.sum(-1), 1)
-    return np.asarray(total / np.maximum(np.linalg.norm(total, axis=-1, keepdims=True), 1e-12), np.float32)
+    if how.pooling == "cls":
+        found = hidden[:, 0]
+    else:
+        weights = mask[:, None, :].astype(np.float32)
+        found = (weights @ hidden)[:, 0, :] / np.maximum(weights.sum(-1), 1)
+    if how.normalize:
+        found = found / np.maximum(np.linalg.norm(found, axis=-1, keepdims=True), 1e-12)
+    return np.asarray(found, np.float32)
 
 
 def usable_length(asked: int | None, tokenizer_limit: int | None, positions: int | None) -> int:

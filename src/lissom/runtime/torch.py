@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from lissom.anatomy import positions
+from lissom.anatomy import is_bare, positions, sentence_of
 from lissom.errors import LissomError
 from lissom.runtime.runner import Arrays, Runner, embed, usable_length
 
@@ -48,6 +48,9 @@ class TorchRunner(Runner):
         self.threads = threads
         config = model.config.get_text_config()
         limit = None if tokenizer is None or tokenizer.model_max_length > 10**6 else tokenizer.model_max_length
+        sentence = sentence_of(model) if is_bare(model) else None
+        if sentence is not None and sentence.max_length is not None:
+            limit = min(limit or sentence.max_length, sentence.max_length)
         asked = set(inspect.signature(model.forward).parameters)
         given = {"input_ids", "attention_mask"} if tokenizer is None else set(tokenizer.model_input_names)
         # The embedding skips, and the classifier of a decoder looks for, the *model's* pad token, so it goes first.
@@ -61,6 +64,7 @@ class TorchRunner(Runner):
             folder=folder,
             files=() if folder is None else tuple(sorted(folder.glob("*.safetensors"))),
             truncation_side="right" if tokenizer is None else tokenizer.truncation_side,
+            sentence=sentence,
         )
 
     def forward(self, batch: Arrays) -> Arrays:
@@ -80,7 +84,7 @@ class TorchRunner(Runner):
         found = {name: outputs[name].float().cpu().numpy() for name in ANSWERS if name in outputs}
         if not found:
             hidden = outputs["last_hidden_state"].float().cpu().numpy()
-            return {"embeddings": embed(hidden, batch["attention_mask"])}
+            return {"embeddings": embed(hidden, batch["attention_mask"], sentence_of(self.model))}
         return found
 
 

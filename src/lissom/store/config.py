@@ -21,7 +21,7 @@ _CODE = frozenset(
         *("transformers_weights", "base_model_name_or_path", "adapter_kwargs", "distributed_config"),
     }
 )
-_HARMLESS = frozenset({"_name_or_path", "_commit_hash", "_attn_implementation_autoset", "_num_labels"})
+_HARMLESS = frozenset({"_name_or_path", "_commit_hash", "_attn_implementation_autoset", "_num_labels", "_sentence"})
 _LABELS = frozenset({"id2label", "label2id"})  # their keys are anybody's words
 METHOD = "lissom"  # the quant_method of our own `quantization_config`
 QUANTIZERS = frozenset({METHOD, "compressed-tensors"})

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lissom import files
+from lissom.anatomy import is_bare, note_sentence
 from lissom.errors import LissomError, nearest
 from lissom.store.classes import model_class
 from lissom.store.config import first_line, read_config
@@ -52,7 +53,8 @@ def load(
     revision: branch, tag or commit on the hub.  dtype: None means the dtype it was saved in.
     auto_class: such as "AutoModelForSequenceClassification"; None means the class it was saved from.
     Raises LissomError LSM-401 for pickles, 402 to 423 for broken files, 404 for a folder without weights, 431 to 434
-    for configs, 441 to 446 for structures that do not fit, 461, 462 for digests, 703 for a hub id that cannot be had.
+    for configs, 436 for a bare encoder whose sentence-transformers files ask for more than pooling, 441 to 446 for
+    structures that do not fit, 461, 462 for digests, 703 for a hub id that cannot be had.
     """
     folder = _local(source, revision)
     manifest = _manifest(folder)
@@ -81,6 +83,9 @@ def load(
     if manifest:
         record_from_json(manifest).attach(model)
     own_memory(model)
+    sentence = files.read_sentence(folder) if is_bare(model) else None
+    if sentence is not None:
+        note_sentence(model, sentence)
     made: PreTrainedModel = model.to(device)
     return made
 

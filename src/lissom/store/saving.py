@@ -10,9 +10,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lissom.anatomy import sentence_of
 from lissom.edits import Record
 from lissom.errors import LissomError
-from lissom.files import digests, new_folder, write_json, write_text
+from lissom.files import digests, new_folder, write_json, write_sentence, write_text
 from lissom.store.classes import OURS, model_class
 from lissom.store.config import METHOD
 from lissom.store.record import record_to_json
@@ -74,6 +75,8 @@ def save(
             model.generation_config.save_pretrained(out)
         if tokenizer is not None:
             tokenizer.save_pretrained(out)
+        if hasattr(model.config, "_sentence"):
+            write_sentence(sentence_of(model), out, model.config.get_text_config().hidden_size)
         if rows:
             write_text(out / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         write_text(out / "README.md", _card(name, base, card or "", plain=implied and not zeros))

@@ -117,6 +117,9 @@ class Tune(Method):
             if objective.reads and not objective.two_stacks and len(anatomy.stacks) > 1:
                 cause = f"{name} compares one row of layers, and {anatomy.family} has an encoder and a decoder"
                 raise LissomError(715, cause, place="learn", remedy="Use logits, hidden or attention.")
+            if objective.answers and given.data is not None and given.data.task.kind == "embedding":
+                cause = f"{name} learns answers, and a model without a head gives states alone"
+                raise LissomError(319, cause, place="learn", remedy="Use hidden, relations or attention.")
             objective.check(anatomy, given.tokenizer, teachers)
         if (augment := self._augment()) is not None:
             kind = None if given.data is None else given.data.task.kind
