@@ -222,8 +222,8 @@ def test_a_file_names_itself_and_may_be_missing(tmp_path, monkeypatch):
 def test_an_unknown_name_is_explained():
     with pytest.raises(LissomError, match=r'LSM-301 no recipe is called "dmo"\. Did you mean "demo"'):
         Recipe.read("dmo")
-    with pytest.raises(LissomError, match=r'LSM-311 the recipe "tied-transformer" is planned: tasks with written'):
-        Recipe.read("tied-transformer")
+    with pytest.raises(LissomError, match=r'LSM-311 the recipe "bertshare" is planned: a decoder is not made'):
+        Recipe.read("bertshare")
     with pytest.raises(LissomError, match="LSM-301"):
         Recipe.read("")
 
