@@ -56,6 +56,7 @@ SHARED = {
     818: "a column",
     821: "texts that have no labels",
     824: "no room for a text",
+    826: "a model that does not answer what the data asks",
     843: "nothing to compare",
     853: "there is no running text to predict",
     901: "NaN or infinity in weights or answers",
