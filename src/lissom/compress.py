@@ -354,14 +354,9 @@ def _measured(
         for name, (one, reader) in subjects.items()
     }
     told = lambda what, done: report(what, 1 - _MEASURED * (1 - done))  # noqa: E731  named for what it is
-<<<<<<< HEAD
     zeros = ("sparsity",) if (sparsity(subjects[COMPRESSED][0]).value or 0.0) >= SPARSE else ()
-    alike = () if data.task.kind in UNCOMPARED else ("label_loyalty", "probability_loyalty")
-=======
-    zeros = ("sparsity",) if (sparsity(subjects[COMPRESSED]).value or 0.0) >= SPARSE else ()
     alike: tuple[str, ...] = () if data.task.kind in UNCOMPARED else ("label_loyalty", "probability_loyalty")
     alike = ("cosine",) if data.task.kind == "embedding" else alike
->>>>>>> aee6af9 (Compress models that embed texts: data without labels or pairs with a similarity, cosine, and the recipe sentence-int8)
     return measure(
         runners,
         data,

@@ -4,9 +4,8 @@ from lissom.anatomy.dissect import dissect
 from lissom.anatomy.families import FAMILIES
 from lissom.anatomy.parts import Anatomy, Attention, Block, Ffn, Stack
 from lissom.anatomy.positions import positions
-from lissom.anatomy.slot import Slot, dense_weight, is_linear, is_transposed, keep_together, shrink, stored_maps
 from lissom.anatomy.sentence import is_bare, note_sentence, sentence_of
-from lissom.anatomy.slot import Slot, dense_weight, is_linear, is_transposed, keep_together, stored_maps
+from lissom.anatomy.slot import Slot, dense_weight, is_linear, is_transposed, keep_together, shrink, stored_maps
 from lissom.anatomy.token_table import token_table
 from lissom.anatomy.vocabulary import Vocabulary, vocabulary
 
@@ -27,8 +26,8 @@ __all__ = [
     "keep_together",
     "note_sentence",
     "positions",
-    "shrink",
     "sentence_of",
+    "shrink",
     "stored_maps",
     "token_table",
     "vocabulary",
