@@ -1,10 +1,12 @@
 """Int8 layers with fixed input scales as ONNX."""
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from transformers import PreTrainedModel
 
 from lissom.data import load_data
@@ -90,10 +92,14 @@ def test_a_wrong_scale_is_found(
         export(small[0], "onnx", tmp_path / "out")
 
 
-def test_maps_that_multiply_one_input_share_the_product(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", ["inputs", "gamma"])
+def test_maps_that_multiply_one_input_share_the_product(by: Literal["inputs", "gamma"], tmp_path: Path) -> None:
     model = classifier(hidden_size=64, intermediate_size=256)
+    for one in model.modules():
+        if isinstance(one, torch.nn.LayerNorm):
+            torch.nn.init.uniform_(one.weight, 0.5, 1.5)
     data = load_data({"train": tiny.labelled_texts(32), "validation": tiny.labelled_texts(4, seed=1)})
-    Smooth().apply(Editor(model), Given(data=data, tokenizer=tiny.tokenizer(), max_length=32))
+    Smooth(by=by).apply(Editor(model), Given(data=data, tokenizer=tiny.tokenizer(), max_length=32))
     artifact = export(static(model), "onnx", tmp_path / "out", tokenizer=tiny.tokenizer())
     factors = {one.input_factor.numpy().tobytes() for one in model.modules() if isinstance(one, ScaledLinear)}
     held = onnx.load(only_graph(artifact.folder)).graph

@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from lissom.anatomy import Anatomy, Slot
 from lissom.anatomy.parts import Attention
@@ -94,10 +95,36 @@ def unfed(anatomy: Anatomy, fed: Sequence[Feed], *, every: bool = False) -> list
     return [feed for feed in found if _foldable(feed)]
 
 
+def norms_of(anatomy: Anatomy, feeds: Sequence[Feed]) -> list[str | None]:
+    """The path of the norm with a weight whose output each feed reads; None where it reads something else.
+
+    Runs the model once, on four tokens, for the feeds without a feeder.
+    """
+    model = anatomy.model
+    given: dict[int, tuple[str, Tensor]] = {}  # the tensors are held, so that no id comes twice
+    read: dict[str, str] = {}
+
+    def note(path: str) -> Callable[..., None]:
+        return lambda _module, _args, output: given.__setitem__(id(output), (path, output))
+
+    def look(path: str) -> Callable[[Tensor, Tensor], None]:
+        return lambda x, _: read.setdefault(path, given[id(x)][0]) if id(x) in given else None  # type: ignore[return-value]
+
+    norms = [path for path, one in model.named_modules() if getattr(getattr(one, "weight", None), "ndim", 0) == 1]
+    handles = [model.get_submodule(path).register_forward_hook(note(path)) for path in norms]
+    handles += [feed.slots[0].watch(look(feed.slots[0].path)) for feed in feeds if feed.feeder is None]
+    _run_once(model, handles)
+    return [read.get(feed.slots[0].path) if feed.feeder is None else _norm_path(feed) for feed in feeds]
+
+
+def _norm_path(feed: Feed) -> str | None:
+    return feed.feeder if isinstance(feed.feeder, str) else None
+
+
 def fold(feed: Feed, scale: Tensor) -> None:
     """Divide the channels by `scale`, in place, and multiply the columns that read them: the model computes the same.
 
-    feed: one with a feeder.  scale: (feed.size,), positive.
+    feed: one with a feeder.  scale: (feed.size,), not 0.
     """
     with torch.no_grad():
         if isinstance(feed.feeder, Slot):
@@ -189,6 +216,18 @@ def _four_tokens(model: nn.Module) -> dict[str, Tensor]:
     return {"input_ids": ids, "decoder_input_ids": ids} if both else {"input_ids": ids}
 
 
+def _run_once(model: nn.Module, handles: Sequence[RemovableHandle]) -> None:
+    """Run the model on four tokens, in eval mode; then take the hooks away."""
+    was = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(**_four_tokens(model))
+    finally:
+        model.train(was)
+        for handle in handles:
+            handle.remove()
+
+
 def _read_norms(anatomy: Anatomy) -> dict[str, tuple[str, ...]]:
     """Path of a norm -> the linear maps that read its output, for the norms whose output goes nowhere else."""
     model, uses, handles = anatomy.model, _Uses(), []
@@ -198,12 +237,6 @@ def _read_norms(anatomy: Anatomy) -> dict[str, tuple[str, ...]]:
     for slot in anatomy.linears():
         handles.append(slot.module.register_forward_pre_hook(uses.enter(slot.path)))
         handles.append(slot.module.register_forward_hook(uses.leave))
-    was = model.training
-    try:
-        with torch.no_grad(), uses:
-            model.eval()(**_four_tokens(model))
-    finally:
-        model.train(was)
-        for handle in handles:
-            handle.remove()
+    with uses:
+        _run_once(model, handles)
     return {path: tuple(slots) for path, slots in uses.readers.items() if path not in uses.elsewhere}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lissom.anatomy import Slot
 from lissom.errors import LissomError
+from lissom.nn import ScaledLinear
 
 Calibrator = Literal["min_max", "percentile", "mse", "entropy"]
 LEVELS = 255  # steps between 256 codes
@@ -145,22 +146,41 @@ def _shrunk(end: float) -> list[float]:
 
 
 def same_inputs(model: nn.Module, slots: Sequence[Slot], batch: Mapping[str, Tensor]) -> list[list[Slot]]:
-    """The slots that one pass over `batch` reaches, in sets that read the same tensor, in the order of `slots`."""
-    readers: list[tuple[Tensor, set[int]]] = []  # tensors are held, so that each stays itself
+    """The slots that one pass over `batch` reaches, in sets that read the same tensor, in the order of `slots`.
+
+    Maps that multiply one tensor by the same factors (`ScaledLinear`) read the same one.
+    """
+    readers: list[tuple[Tensor, Tensor | None, set[int]]] = []  # tensors are held, so that each stays itself
+    outer, factors = zip(*(_behind_factors(model, slot) for slot in slots), strict=True) if slots else ((), ())
 
     def note(place: int, x: Tensor) -> None:
-        known = next((places for one, places in readers if one is x), None)
-        if known is None:
-            readers.append((x, {place}))
+        factor = factors[place]
+        known = (places for one, other, places in readers if one is x and _alike(factor, other))
+        found = next(known, None)
+        if found is None:
+            readers.append((x, factor, {place}))
         else:
-            known.add(place)
+            found.add(place)
 
-    _run(model, slots, [batch], note)
+    _run(model, outer, [batch], note)
     sets: list[set[int]] = []
-    for _, places in readers:  # a map that is used more than once joins what its inputs feed
+    for _, _, places in readers:  # a map that is used more than once joins what its inputs feed
         apart = [one for one in sets if not one & places]
         sets = [*apart, places.union(*(one for one in sets if one & places))]
     return [[slots[place] for place in sorted(one)] for one in sorted(sets, key=min)]
+
+
+def _behind_factors(model: nn.Module, slot: Slot) -> tuple[Slot, Tensor | None]:
+    """The slot that reads what `slot` reads before factors of a `ScaledLinear`, and the factors; None without any."""
+    path = slot.path.removesuffix(".inner")
+    module = model.get_submodule(path)
+    if path != slot.path and isinstance(module, ScaledLinear):
+        return Slot(model, path), module.input_factor
+    return slot, None
+
+
+def _alike(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other or (one is not None and other is not None and torch.equal(one, other))
 
 
 def histograms(model: nn.Module, slots: Sequence[Slot], batches: Iterable[Mapping[str, Tensor]]) -> list[Histogram]:
@@ -219,6 +239,26 @@ def largest_inputs(
 
     _run_on_tokens(model, slots, batches, note)
     return found
+
+
+def token_ranges(
+    model: nn.Module, slots: Sequence[Slot], batches: Iterable[Mapping[str, Tensor]]
+) -> list[tuple[Tensor, Tensor]]:
+    """The least and the largest value of each token that goes into each slot, two of (tokens,) float32, on the CPU.
+
+    Tokens that are padding are left out. Raises LissomError LSM-901 when an input holds NaN or infinity.
+    """
+    found: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in slots]
+
+    def note(place: int, values: Tensor) -> None:
+        low, high = (one.cpu() for one in torch.aminmax(values, dim=-1))
+        if not bool(torch.isfinite(low).all() and torch.isfinite(high).all()):
+            raise LissomError(901, "an input holds NaN or infinity on a calibration text", place=slots[place].path)
+        found[place][0].append(low)
+        found[place][1].append(high)
+
+    _run_on_tokens(model, slots, batches, note)
+    return [(torch.cat(lows), torch.cat(highs)) for lows, highs in found]
 
 
 def _run_on_tokens(

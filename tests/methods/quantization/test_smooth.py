@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 
+from lissom.anatomy import stored_maps
 from lissom.data import load_data
 from lissom.edits import Editor
 from lissom.errors import LissomError
@@ -11,6 +12,7 @@ from lissom.methods.quantization.int8 import Int8
 from lissom.methods.quantization.smooth import Smooth
 from lissom.nn import ScaledLinear
 from lissom.stats.folding import Feed
+from lissom.stats.ranges import same_inputs
 from lissom.store import load, save
 from tests import tiny
 
@@ -110,3 +112,65 @@ def test_its_preview_has_the_same_shapes():
     Smooth().apply(Editor(model), given())
     Smooth().preview(Editor(other), Given())
     assert Editor(model).record == Editor(other).record
+
+
+@pytest.mark.parametrize("variant", ["bert", "distilbert", "gpt2", "llama", "t5", "bart"])
+def test_gamma_moves_and_the_model_computes_the_same(variant):
+    model = tiny.model(variant)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for path, one in model.named_modules():
+            if "norm" in path.lower() and isinstance(getattr(one, "weight", None), torch.Tensor):
+                one.weight.copy_(torch.randn(one.weight.shape) + 0.1)  # some are negative
+                if getattr(one, "bias", None) is not None:
+                    one.bias.normal_()
+    inputs = tiny.batch(model)
+    before = tiny.outputs(model, inputs)
+    did = Smooth(by="gamma").apply(Editor(model), Given())
+    assert did["places"] > 0
+    torch.testing.assert_close(tiny.outputs(model, inputs), before, rtol=1e-4, atol=1e-5)
+
+
+def test_gamma_by_hand():
+    """Maps of BERT read (x - mean) / deviation + beta / gamma; a weight of 0 stays where it is."""
+    model = tiny.model("bert", num_hidden_layers=1)
+    norm, up = model.encoder.layer[0].attention.output.LayerNorm, model.encoder.layer[0].intermediate.dense
+    with torch.no_grad():
+        norm.weight[:3] = torch.tensor([4.0, -0.5, 0.0])
+        norm.bias[:3] = torch.tensor([2.0, 1.0, 3.0])
+    was = up.weight.detach().clone()
+    seen = []
+    did = Smooth(by="gamma").apply(Editor(model), Given())
+    assert did == {"places": 2, "multiplied": 2}  # q, k, v behind the norm of the embeddings, and this one
+    scaled = model.encoder.layer[0].intermediate.dense
+    norm.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    scaled.inner.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    tiny.outputs(model, tiny.batch(model))
+    assert scaled.input_factor[:3].tolist() == [0.25, -2.0, 1.0]
+    torch.testing.assert_close(scaled.inner.weight[:, :3], was[:, :3] * torch.tensor([4.0, -0.5, 1.0]))
+    plain = torch.nn.functional.layer_norm(seen[0], seen[0].shape[-1:], eps=norm.eps)[..., :3]
+    plain[..., 2] = 0
+    torch.testing.assert_close(seen[1][..., :3], plain + torch.tensor([0.5, -2.0, 3.0]), rtol=1e-4, atol=1e-5)
+
+
+def test_a_norm_before_the_maps_loses_its_gamma():
+    model = tiny.model("llama")
+    with torch.no_grad():
+        model.layers[1].input_layernorm.weight.normal_()
+    assert Smooth(by="gamma").apply(Editor(model), Given())["multiplied"] == 0
+    torch.testing.assert_close(model.layers[1].input_layernorm.weight, torch.ones(model.config.hidden_size))
+
+
+def test_the_preview_of_gamma_has_the_same_shapes():
+    model, other = tiny.model("bert"), tiny.model("bert")
+    Smooth(by="gamma").apply(Editor(model), Given())
+    Smooth(by="gamma").preview(Editor(other), Given())
+    assert Editor(model).record == Editor(other).record
+
+
+def test_maps_behind_the_same_factors_share_a_range():
+    model = tiny.model("bert", "AutoModelForSequenceClassification")
+    Smooth(by="gamma").apply(Editor(model), Given())
+    slots = [part for slot in Editor(model).anatomy().linears() for part in stored_maps(slot)]
+    sets = same_inputs(model, slots, tiny.batch(model))
+    assert [len(one) for one in sets] == [3, 1, 1, 1] * 3

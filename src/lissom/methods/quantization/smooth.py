@@ -4,13 +4,17 @@ Channel j of an input is divided by `s_j = max|X_j|^alpha / max|W_j|^(1 - alpha)
 multiplied by it, over all maps that read the input; the model computes the same. The factors go into what feeds the
 maps, where that is exact, and no operation is added. Where it is not, as in models that normalise after the residual,
 the maps multiply their inputs by 1 / s, and those that read one input share the product in an exported graph.
-Source: Xiao et al. 2023, "SmoothQuant", eq. 4.
+Or s is the weight of the norm that gives the input, gamma: the maps read (x - mean) / deviation + beta / gamma, whose
+outliers are smaller, as gamma is what makes them large in BERT. That needs no texts.
+Sources: Xiao et al. 2023, "SmoothQuant", eq. 4; Wei et al. 2022, "Outlier suppression", section 4.1 (gamma). Differs:
+where a norm feeds the residual too, in the paper it gives the quotient, and the residual is multiplied by gamma; here
+it gives what it gave, and the maps divide by gamma. They read the same numbers, for one product a norm as well.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
@@ -19,8 +23,10 @@ from torch import Tensor
 from lissom.anatomy import is_transposed
 from lissom.edits import Editor, ScaleInputs
 from lissom.methods.base import Given, Method, Need, Stage
-from lissom.stats.folding import Feed, feeders, fold, unfed
+from lissom.stats.folding import Feed, feeders, fold, norms_of, unfed
 from lissom.stats.ranges import largest_inputs
+
+_LEAST = 1e-5  # a smaller weight of a norm is not divided by
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,10 +40,18 @@ class Smooth(Method):
         "not faster: the same model, whose inputs are rounded to int8 with less error afterwards; where norms feed the "
         "residual (BERT), one multiplication is added for each input of maps"
     )
-    source: ClassVar[str] = "Xiao et al. 2023, eq. 4"
+    source: ClassVar[str] = "Xiao et al. 2023, eq. 4; Wei et al. 2022, section 4.1"
+
+    by: Annotated[
+        Literal["inputs", "gamma"],
+        Field(
+            description="what is moved: factors by the size of inputs on texts, or the weights of the norms that give "
+            "the inputs, where norms do; needs no texts"
+        ),
+    ] = "inputs"
 
     alpha: Annotated[
-        float, Field(ge=0, le=1, description="how much of the outliers goes into the weights: 0 none, 1 all")
+        float, Field(ge=0, le=1, description="inputs: how much of the outliers goes into the weights: 0 none, 1 all")
     ] = 0.5
     multiply: Annotated[
         Literal["none", "stream", "all"],
@@ -46,31 +60,41 @@ class Smooth(Method):
             "the residual stream, or all"
         ),
     ] = "stream"
-    samples: Annotated[int, Field(ge=1, le=100_000, description="texts on which the inputs are measured")] = 128
+    samples: Annotated[int, Field(ge=1, le=100_000, description="inputs: texts on which they are measured")] = 128
 
     def apply(self, editor: Editor, given: Given) -> dict[str, Any]:
-        """Measure the inputs of all places, then move the factors. Says how many places there were.
+        """Find the factors of all places, then move them. Says how many places there were.
 
         places: all of them.  multiplied: those at which the maps multiply their inputs.
         """
-        feeds = self._feeds(editor)
-        readers = [feed.slots[0] for feed in feeds]
-        largest = largest_inputs(editor.model, readers, given.calibration(editor.model, self.samples))
-        done = [(feed, top) for feed, top in zip(feeds, largest, strict=True) if top is not None]
-        scaled: list[tuple[Feed, Tensor]] = []
-        for feed, top in done:
-            factors = self._factors(feed, top)
-            if feed.feeder is None:
-                scaled.append((feed, factors))
-            else:
+        done = self._gammas(editor) if self.by == "gamma" else self._by_inputs(editor, given)
+        for feed, factors in done:
+            if feed.feeder is not None:
                 fold(feed, factors)
+        scaled = [(feed, factors) for feed, factors in done if feed.feeder is None]
         _multiply(editor, scaled)
         return {"places": len(done), "multiplied": len(scaled)}
 
     def preview(self, editor: Editor, given: Given) -> None:
         """The same structure, with factors of 1."""
-        unfed_ones = [feed for feed in self._feeds(editor) if feed.feeder is None]
-        _multiply(editor, [(feed, torch.ones(feed.size)) for feed in unfed_ones])
+        feeds = [feed for feed, _ in self._gammas(editor)] if self.by == "gamma" else self._feeds(editor)
+        _multiply(editor, [(feed, torch.ones(feed.size)) for feed in feeds if feed.feeder is None])
+
+    def _by_inputs(self, editor: Editor, given: Given) -> list[tuple[Feed, Tensor]]:
+        """The places that texts reach, with the factors of equation 4."""
+        feeds = self._feeds(editor)
+        readers = [feed.slots[0] for feed in feeds]
+        largest = largest_inputs(editor.model, readers, given.calibration(editor.model, self.samples))
+        return [(feed, self._factors(feed, top)) for feed, top in zip(feeds, largest, strict=True) if top is not None]
+
+    def _gammas(self, editor: Editor) -> list[tuple[Feed, Tensor]]:
+        """The places that norms give inputs to, with the weights of these; 1 in place of what is nearly 0."""
+        anatomy, feeds, found = editor.anatomy(), self._feeds(editor), []
+        for feed, path in zip(feeds, norms_of(anatomy, feeds), strict=True):
+            if path is not None:
+                gamma = cast("Tensor", editor.model.get_submodule(path).weight).detach().float().clone()
+                found.append((feed, torch.where(gamma.abs() > _LEAST, gamma, torch.ones_like(gamma))))
+        return found
 
     def _feeds(self, editor: Editor) -> list[Feed]:
         """Every place: first those that have a feeder."""
