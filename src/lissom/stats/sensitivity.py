@@ -256,16 +256,19 @@ def moved(before: dict[str, Tensor], after: dict[str, Tensor], mask: Tensor) -> 
         ]
         return "kl", (each[0] + each[1]) / 2
     if "last_hidden_state" in before:
-        was, became = (_real(answer["last_hidden_state"], mask) for answer in (before, after))
+        was, became = (real_answers(answer["last_hidden_state"], mask) for answer in (before, after))
         return "cosine", (1 - F.cosine_similarity(was, became, dim=-1)).clamp_min(0)
-    one, other = (_real(answer["logits"], mask) for answer in (before, after))
+    one, other = (real_answers(answer["logits"], mask) for answer in (before, after))
     if one.shape[-1] == 1:
         return "difference", (one - other).abs()[:, 0]
     return "kl", _kl(one, other)
 
 
-def _real(answer: Tensor, mask: Tensor) -> Tensor:
-    """(answers, classes): an answer to each text as it is, one to each token without those at padding."""
+def real_answers(answer: Tensor, mask: Tensor) -> Tensor:
+    """(answers, classes): an answer to each text as it is, one to each token without those at padding.
+
+    answer: (rows, classes) or (rows, longest, classes).  mask: (rows, longest), 1 for a real token.
+    """
     if answer.shape[:-1] == mask.shape:
         return answer[mask == 1]
     return answer.reshape(-1, answer.shape[-1])

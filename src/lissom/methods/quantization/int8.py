@@ -6,7 +6,7 @@ VNNI add them so, and ONNX Runtime and oneDNN would let 8 bits overflow there. A
 scale a tensor, either by the range they have while it runs (dynamic; no data is needed), or by a fixed range that is
 found on calibration texts (static); maps that read the same input share it. Or symmetric, one scale a token.
 Sources: Jacob et al. 2018, section 2; Zafrir et al. 2019, "Q8BERT"; Yao et al. 2022, "ZeroQuant" (tokens); operators
-DynamicQuantizeLinear and QuantizeLinear of ONNX; `lissom.stats.ranges` for the calibrators.
+DynamicQuantizeLinear and QuantizeLinear of ONNX; `lissom.stats.ranges` and `token_clipping` for the calibrators.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from lissom import edits
 from lissom.anatomy import Anatomy, Slot, token_table
 from lissom.edits import Editor
 from lissom.errors import LissomError
-from lissom.methods.base import Given, Method, Stage, Trial
+from lissom.methods.base import Given, Method, Stage, Trial, check_gradients
 from lissom.methods.quantization.maps import Skip, check_skip, unpacked_maps
 from lissom.nn.int8 import quantize_rows
-from lissom.stats.ranges import Calibrator, find_range, histograms, same_inputs, scale_and_zero
+from lissom.stats.ranges import Calibrator, find_range, histograms, same_inputs, scale_and_zero, token_ranges
 from lissom.stats.sensitivity import answers_of
+from lissom.stats.token_clipping import clip_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -58,9 +59,13 @@ class Int8(Method):
         Literal["tensor", "token"],
         Field(description="dynamic: one scale for all activations that go into a map, or one for each token"),
     ] = "tensor"
-    calibrator: Annotated[Calibrator, Field(description="static: how much of the range that texts show is covered")] = (
-        "percentile"
-    )
+    calibrator: Annotated[
+        Calibrator | Literal["token_wise"],
+        Field(
+            description="static: how much of the range that texts show is covered; token_wise: as much as changes "
+            "the last hidden states least, which takes minutes and gradients"
+        ),
+    ] = "percentile"
     loyalty: Annotated[
         float, Field(ge=0, le=1, description="auto: share of texts that must get the answer of the unrounded model")
     ] = 0.985
@@ -74,7 +79,7 @@ class Int8(Method):
 
     def check(self, anatomy: Anatomy, given: Given) -> None:
         """Raises LSM-317 when ranges are to be found and there are no texts, LSM-318 for an unknown map to skip,
-        LSM-315 for a fixed range a token."""
+        LSM-315 for a fixed range a token, LSM-713 for `token_wise` on a model that is packed in part."""
         check_skip(anatomy, self.skip)
         if self.mode != "dynamic" and self.per == "token":
             cause = "a range that is fixed beforehand is no token's own"
@@ -86,6 +91,8 @@ class Int8(Method):
             task = given.data.task.kind.replace("_", " ")
             cause = f"mode: auto compares answers one by one, and those of {task} are neither alike nor different"
             raise LissomError(315, cause, place="int8.mode", remedy="Choose dynamic or static.")
+        if self.mode == "static" and self.calibrator == "token_wise":
+            check_gradients(anatomy)
 
     def apply(self, editor: Editor, given: Given) -> dict[str, Any] | None:
         """Quantize the weights and replace the modules. `auto` says what was tried, and why one was taken."""
@@ -152,14 +159,25 @@ class Int8(Method):
             if slot.path not in reached:
                 raise LissomError(904, "no calibration text reaches this map", place=slot.path, remedy=_REMEDY)
         tensors: dict[str, Tensor] = {}
-        for group, seen in zip(groups, histograms(editor.model, [one[0] for one in groups], batches), strict=True):
-            if not seen.low < seen.high:
-                cause = f"its input is {seen.low:.6g} on every calibration text"
-                raise LissomError(904, cause, place=group[0].path, remedy=_REMEDY)
-            scale, zero = scale_and_zero(*find_range(seen, self.calibrator))
+        for group, (scale, zero) in zip(groups, self._grids(editor, groups, batches, given), strict=True):
             for slot in group:
                 tensors |= {f"{slot.path}.input_scale": scale, f"{slot.path}.input_zero": zero}
         return tensors
+
+    def _grids(
+        self, editor: Editor, groups: list[list[Slot]], batches: list[dict[str, Tensor]], given: Given
+    ) -> list[tuple[Tensor, Tensor]]:
+        """The scale and zero point of each set of maps that read one input."""
+        first = [one[0] for one in groups]
+        if self.calibrator == "token_wise":
+            extremes = token_ranges(editor.model, first, batches)
+            for slot, (lows, highs) in zip(first, extremes, strict=True):
+                _refuse_constant(float(lows.min()), float(highs.max()), slot)
+            return clip_tokens(editor.model, groups, extremes, batches, given.report)
+        seen = histograms(editor.model, first, batches)
+        for slot, one in zip(first, seen, strict=True):
+            _refuse_constant(one.low, one.high, slot)
+        return [scale_and_zero(*find_range(one, self.calibrator)) for one in seen]
 
     def _batches(self, editor: Editor, given: Given) -> list[dict[str, Tensor]]:
         """Calibration texts. Raises LissomError LSM-317 without any, LSM-904 for too few."""
@@ -169,6 +187,11 @@ class Int8(Method):
             cause = f"{texts} calibration texts are too few to find ranges on, {LEAST} is the least"
             raise LissomError(904, cause, remedy="Give more texts, or choose mode: dynamic.")
         return made
+
+
+def _refuse_constant(low: float, high: float, slot: Slot) -> None:
+    if not low < high:
+        raise LissomError(904, f"its input is {low:.6g} on every calibration text", place=slot.path, remedy=_REMEDY)
 
 
 def _packed(editor: Editor, given: Given, step: Int8) -> PreTrainedModel:
