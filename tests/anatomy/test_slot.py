@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lissom.anatomy import Slot, dissect, is_linear, keep_together
 from lissom.errors import LissomError
-from lissom.nn import Int8Linear, KroneckerLinear, LowRankLinear
+from lissom.nn import Int8Linear, KroneckerLinear, LoraLinear, LowRankLinear
 from lissom.nn.palette import PaletteLinear
 from tests import tiny
 
@@ -38,6 +38,7 @@ MAPS = {
     "transposed": lambda: conv(4, 5),
     "low rank": lambda: LowRankLinear(5, 4, 3),
     "product": lambda: KroneckerLinear((2, 1), (2, 5)),
+    "with a delta": lambda: LoraLinear(conv(4, 5), 5, 4, 3),
     "int8": lambda: Int8Linear.from_weight(torch.randn(4, 5), torch.randn(4)),
 }
 

@@ -14,14 +14,15 @@ from transformers import PreTrainedModel
 from lissom.anatomy import Anatomy, dense_weight, dissect, vocabulary
 from lissom.edits import (
     EDITS,
+    AddLora,
     Edit,
     Editor,
     Factorize,
     KeepHeads,
     KeepLayers,
     KeepNeurons,
-    Kronecker,
     KeepVocab,
+    Kronecker,
     LevelAttention,
     MultiplyOut,
     Pack,
@@ -133,6 +134,16 @@ def scale_inputs(anatomy: Anatomy) -> list[Filled]:
             rows = factor[:, None] if hasattr(module, "nf") else factor
             tensors[f"{path}.inner.weight"] = module.weight.detach() / rows
     return [(ScaleInputs(linears=linears), tensors)]
+
+
+def add_lora(anatomy: Anatomy) -> list[Filled]:
+    """A delta of rank 3 beside each map, large enough to be seen."""
+    generator, tensors = torch.Generator().manual_seed(0), {}
+    slots = list(anatomy.linears())
+    for slot in slots:
+        tensors[f"{slot.path}.down.weight"] = torch.randn(3, slot.in_features, generator=generator) / 10
+        tensors[f"{slot.path}.up.weight"] = torch.randn(slot.out_features, 3, generator=generator) / 10
+    return [(AddLora(ranks=dict.fromkeys((slot.path for slot in slots), 3)), tensors)]
 
 
 def pack(anatomy: Anatomy) -> list[Filled]:
@@ -261,6 +272,7 @@ MAKERS: dict[str, Callable[[Anatomy], list[Filled]]] = {
     "Kronecker": kronecker,
     "MultiplyOut": multiply_out,
     "ScaleInputs": scale_inputs,
+    "AddLora": add_lora,
     "Pack": pack,
     "PackBits": pack_bits,
     "PackRows": pack_rows,

@@ -18,13 +18,13 @@ import torch
 from transformers import PreTrainedModel
 
 import lissom
-from lissom.anatomy import Stack, dissect
+from lissom.anatomy import Stack, dissect, stored_maps
 from lissom.compress import Result
 from lissom.data import load_data
 from lissom.measure.size import sparsity
 from lissom.methods import Method
 from lissom.methods.options import build, plain
-from lissom.nn import Int8Linear, KroneckerEmbedding, KroneckerLinear, LowRankLinear
+from lissom.nn import Int8Linear, KroneckerEmbedding, KroneckerLinear, LoraLinear, LowRankLinear
 from lissom.nn.binary import BinaryLinear
 from lissom.nn.grouped import GroupedLinear
 from lissom.nn.input_groups import InputGroupsLinear
@@ -322,8 +322,10 @@ def thin(options: dict[str, Any], before: Stack, after: Stack, result: Result) -
 def tied(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:
     of = ("attention", "ffn") if options["parts"] == "all" else (options["parts"],)
     for part in of:
-        sets = {tuple(slot.module.weight.data_ptr() for slot in getattr(b, part).slots()) for b in after.blocks}
-        assert len(sets) == options["unique"] < len(before.blocks)
+        slots = [getattr(block, part).slots() for block in after.blocks]
+        sets = {tuple(id(stored_maps(slot)[0].module.weight) for slot in each) for each in slots}
+        assert {isinstance(slot.module, LoraLinear) for each in slots for slot in each} == {bool(options["lora"])}
+        assert len(sets) == count(options["unique"], len(before.blocks)) < len(before.blocks)
 
 
 def both(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lissom.errors import LissomError
-from lissom.nn import Int8Linear, KroneckerLinear, LowRankLinear, ScaledLinear
+from lissom.nn import Int8Linear, KroneckerLinear, LoraLinear, LowRankLinear, ScaledLinear
 
-_STORED = nn.Linear | LowRankLinear | KroneckerLinear | Int8Linear | ScaledLinear
+_STORED = nn.Linear | LowRankLinear | KroneckerLinear | Int8Linear | ScaledLinear | LoraLinear
 
 
 def is_transposed(module: nn.Module) -> bool:
@@ -27,7 +27,7 @@ def is_linear(module: nn.Module) -> bool:
 
 def dense_weight(module: nn.Module) -> Tensor:
     """The weight of a linear module as (out, in), computed if the module stores it in another form."""
-    if isinstance(module, LowRankLinear | KroneckerLinear | Int8Linear | ScaledLinear):
+    if isinstance(module, LowRankLinear | KroneckerLinear | Int8Linear | ScaledLinear | LoraLinear):
         return module.dense()
     weight = cast("Tensor", module.weight)
     return weight.t() if is_transposed(module) else weight
@@ -42,7 +42,9 @@ def shrink(module: nn.Module, *, out: Tensor | None = None, in_: Tensor | None =
 
     out, in_: 1-D int64 row and column numbers of the dense (out, in) weight; None keeps all.
     """
-    if isinstance(module, LowRankLinear):
+    if isinstance(module, LoraLinear):
+        shrink(module.inner, out=out, in_=in_)
+    if isinstance(module, LowRankLinear | LoraLinear):
         shrink(module.up, out=out)
         shrink(module.down, in_=in_)
         return
@@ -163,13 +165,15 @@ class Slot:
 
 def stored_maps(slot: Slot) -> list[Slot]:
     """The maps with a weight of their own that a whole slot is stored as: two thin ones, two of a product, one behind
-    factors, or itself.
+    factors, one and the two thin ones beside it, or itself.
 
-    They stand at `PATH.down` and `PATH.up`, at `PATH.left` and `PATH.right`, at `PATH.inner`, or at `PATH`.
+    They stand at `PATH.down` and `PATH.up`, at `PATH.left` and `PATH.right`, at `PATH.inner`, at the first three, or at
+    `PATH`.
     """
     names = ["down", "up"] if isinstance(slot.module, LowRankLinear) else []
     names = ["left", "right"] if isinstance(slot.module, KroneckerLinear) else names
     names = ["inner"] if isinstance(slot.module, ScaledLinear) else names
+    names = ["inner", "down", "up"] if isinstance(slot.module, LoraLinear) else names
     inside = [Slot(slot._model, f"{slot.path}.{name}") for name in names]
     return [one for each in inside for one in stored_maps(each)] or [slot]
 

@@ -17,6 +17,7 @@ from lissom.edits.input_groups import PackInputGroups
 from lissom.edits.integer import PackInteger
 from lissom.edits.kronecker import Kronecker
 from lissom.edits.linear import Factorize, MultiplyOut, Pack, PackBits
+from lissom.edits.lora import AddLora
 from lissom.edits.mixed import PackRows
 from lissom.edits.palette import Palette
 from lissom.edits.scaled import ScaleInputs
@@ -30,7 +31,7 @@ EDITS: dict[str, type[Edit]] = {
     edit.__name__: edit
     for edit in (
         *(KeepLayers, ShareLayers, ShareStacks, KeepHeads, KeepNeurons, KeepVocab),
-        *(Factorize, Kronecker, MultiplyOut, ScaleInputs),
+        *(Factorize, Kronecker, MultiplyOut, ScaleInputs, AddLora),
         *(Pack, PackBits, PackBinary, PackRows, PackGroups, PackSplit, PackInputGroups, Palette),
         *(LevelAttention, PackInteger, PackCache),
     )
@@ -61,14 +62,15 @@ def edit_from_json(value: Any) -> Edit:
 __all__ = [
     "EDITS",
     "EDIT_MISFIT",
+    "AddLora",
     "Edit",
     "Editor",
     "Factorize",
     "KeepHeads",
     "KeepLayers",
     "KeepNeurons",
-    "Kronecker",
     "KeepVocab",
+    "Kronecker",
     "LevelAttention",
     "MultiplyOut",
     "Pack",

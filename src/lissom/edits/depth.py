@@ -12,6 +12,7 @@ from lissom.anatomy.dissect import stack_record
 from lissom.anatomy.parts import Block
 from lissom.edits.edit import EDIT_MISFIT, Edit
 from lissom.errors import LissomError
+from lissom.nn import LoraLinear
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -169,9 +170,16 @@ def shared_paths(block: Block, parts: Parts) -> tuple[str, ...]:
 
 
 def share(source: nn.Module, target: nn.Module, place: str) -> None:
-    """Make every parameter and buffer of `target` the one of the same name in `source`, where it has one."""
+    """Make every parameter and buffer of `target` the one of the same name in `source`, where it has one.
+
+    The low-rank delta of a map stays its own.
+    """
     twins = dict(source.named_modules())
+    deltas = [one for each in target.modules() if isinstance(each, LoraLinear) for one in (each.down, each.up)]
+    own = {id(part) for delta in deltas for part in delta.modules()}
     for name, module in target.named_modules():
+        if id(module) in own:
+            continue
         twin = twins.get(name, nn.Module())
         for tensors, others in ((module._parameters, twin._parameters), (module._buffers, twin._buffers)):
             for key, old in tensors.items():

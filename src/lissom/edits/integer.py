@@ -13,7 +13,7 @@ from lissom.anatomy.dissect import family_of
 from lissom.edits.edit import EDIT_MISFIT, Edit
 from lissom.edits.linear import _place
 from lissom.errors import LissomError
-from lissom.nn import Int8Embedding, KroneckerLinear, LowRankLinear
+from lissom.nn import Int8Embedding, KroneckerLinear, LoraLinear, LowRankLinear
 from lissom.nn.integer_layers import (
     Activation,
     IntegerAttention,
@@ -85,7 +85,8 @@ def _norm(model: nn.Module, path: str) -> nn.LayerNorm:
 def _layers(block: Block, activation: Activation) -> Iterable[tuple[str, nn.Module]]:
     """The path of each layer of a block and an empty one for its place. Maps that are split in two have no such."""
     attention, ffn = block.attention, block.ffn
-    thin = next((slot for slot in block.slots() if isinstance(slot.module, LowRankLinear | KroneckerLinear)), None)
+    parted = LowRankLinear | KroneckerLinear | LoraLinear
+    thin = next((slot for slot in block.slots() if isinstance(slot.module, parted)), None)
     if thin is not None:
         raise LissomError(EDIT_MISFIT, "a map in two factors has no form in whole numbers", place=thin.path)
     device, _ = _place(attention.q)

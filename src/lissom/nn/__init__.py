@@ -3,6 +3,7 @@
 from lissom.nn.bilstm import BiLstm
 from lissom.nn.int8 import Int8Embedding, Int8Linear
 from lissom.nn.kronecker import KroneckerEmbedding, KroneckerLinear
+from lissom.nn.lora import LoraLinear
 from lissom.nn.low_bit import LowBitEmbedding, LowBitLinear
 from lissom.nn.low_rank import LowRankLinear
 from lissom.nn.scaled import ScaledLinear
@@ -13,6 +14,7 @@ __all__ = [
     "Int8Linear",
     "KroneckerEmbedding",
     "KroneckerLinear",
+    "LoraLinear",
     "LowBitEmbedding",
     "LowBitLinear",
     "LowRankLinear",

@@ -198,6 +198,12 @@ def test_layers_are_shared_again():
     assert len({layer.output.dense.weight.data_ptr() for layer in model.encoder.layer}) == 1
 
 
+def test_sets_as_a_share_of_the_layers():
+    model = tiny.model("bert", num_hidden_layers=6)
+    ShareLayers(unique=0.5).apply(Editor(model), Given())
+    assert Editor(model).record.edits[0].source == (0, 1, 2, 0, 1, 2)
+
+
 def test_more_sets_than_layers_are_refused():
     model = tiny.model("bert")
     with pytest.raises(LissomError, match=r"LSM-318 4 sets of weights for 3 layers"):

@@ -3,7 +3,9 @@
 Sources: Takase and Kiyono 2021, "Lessons on parameter sharing across layers", section 3 (sequence, cycle,
 cycle-reversed); Lan et al. 2020, "ALBERT", section 3.1 (one set for all, or one a group of layers, which is sequence;
 attention or feed-forward maps alone); Reid et al. 2021, "Subformer", section 3.1 (sandwich). They train from scratch;
-a set starts here from the layers that will use it, see `lissom.methods.weight_sharing.start`.
+a set starts here from the layers that will use it, see `lissom.methods.weight_sharing.start`. Bae et al. 2024, "Relaxed
+Recursive Transformers", section 2.4: with `lora` each use of a shared map has a delta of its own, which starts as the
+truncated singular value decomposition of what its own weights were more than the shared ones.
 """
 
 from __future__ import annotations
@@ -15,11 +17,11 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from lissom import edits
-from lissom.anatomy import Anatomy
+from lissom.anatomy import Anatomy, Stack
 from lissom.edits import Editor
 from lissom.errors import LissomError
 from lissom.methods.base import Given, Method, Stage, check_gradients
-from lissom.methods.weight_sharing import start
+from lissom.methods.weight_sharing import deltas, start
 
 Order = Literal["sequence", "cycle", "cycle-reversed", "sandwich"]
 
@@ -47,10 +49,14 @@ class ShareLayers(Method):
     stage: ClassVar[Stage] = Stage.SHARE
     speed: ClassVar[str] = "not faster: every layer is still executed; smaller on disk and in memory"
     source: ClassVar[str] = (
-        "Takase and Kiyono 2021, section 3; Lan et al. 2020, section 3.1; Reid et al. 2021, section 3.1"
+        "Takase and Kiyono 2021, section 3; Lan et al. 2020, section 3.1; Reid et al. 2021, section 3.1; "
+        "Bae et al. 2024, section 2.4"
     )
 
-    unique: Annotated[int, Field(ge=1, description="sets of weights that are left")] = 2
+    unique: Annotated[
+        Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)],
+        Field(description="how many sets of weights are left, or which share of the layers that is"),
+    ] = 2
     order: Annotated[Order, Field(description="which layers use the same set")] = "cycle"
     parts: Annotated[
         edits.Parts, Field(description="what of a layer is shared: all; or the maps of attention, or feed-forward ones")
@@ -62,6 +68,9 @@ class ShareLayers(Method):
             "answers least in the place of the others; or their mean, trained to give what each layer gave"
         ),
     ] = "first"
+    lora: Annotated[
+        int, Field(ge=0, description="rank of a delta that each use of a shared map has for itself; 0: none")
+    ] = 0
     samples: Annotated[int, Field(ge=1, le=100_000, description="texts that best and fit look at")] = 256
     steps: Annotated[
         int, Field(ge=1, le=1_000_000, description="of training for each set with fit, on 32 texts each")
@@ -71,15 +80,23 @@ class ShareLayers(Method):
     )
     stack: Annotated[str, Field(description="encoder or decoder; may be left out where there is only one")] = ""
 
+    def words(self) -> str:
+        """With deltas, that they add to the work."""
+        return self.speed if not self.lora else f"slower by the work of the deltas; {self.speed}"
+
     def check(self, anatomy: Anatomy, given: Given) -> None:
-        """Raises LSM-318 when there are fewer layers than sets, or too few sets for a sandwich; LSM-317 without texts
-        that best and fit look at, LSM-713 for packed layers that cannot be fitted."""
-        layers = len(anatomy.stack(self.stack).blocks)
-        if self.unique > layers:
-            raise LissomError(318, f"{self.unique} sets of weights for {layers} layers")
-        if self.order == "sandwich" and self.unique < min(3, layers):
-            cause = f"{self.unique} sets of weights, and a sandwich has one for each end and one for the layers between"
+        """Raises LSM-318 when there are fewer layers than sets, too few sets for a sandwich, or a delta takes as much
+        as a map; LSM-317 without texts that best and fit look at, LSM-713 for packed layers that cannot be fitted."""
+        stack = anatomy.stack(self.stack)
+        layers = len(stack.blocks)
+        unique = edits.how_many(self.unique, layers)
+        if unique > layers:
+            raise LissomError(318, f"{unique} sets of weights for {layers} layers")
+        if self.order == "sandwich" and unique < min(3, layers):
+            cause = f"{unique} sets of weights, and a sandwich has one for each end and one for the layers between"
             raise LissomError(318, cause, remedy="Write unique: 3.")
+        if self.lora:
+            deltas.check(anatomy.model, stack, self.parts, self.lora)
         if self.start in ("best", "fit") and (given.data is None or given.tokenizer is None):
             remedy = "Give --data, or choose start: average."
             raise LissomError(317, f"start: {self.start} looks at texts", remedy=remedy)
@@ -90,12 +107,19 @@ class ShareLayers(Method):
         """Choose the values of each set, then tie the layers. Says which layers were the best, or the errors of a fit:
         of each set, before and after, as a share of what the layers add to the hidden states."""
         stack = editor.anatomy().stack(self.stack)
-        used = sets(len(stack.blocks), self.unique, self.order)
+        used = sets(len(stack.blocks), edits.how_many(self.unique, len(stack.blocks)), self.order)
         source = tuple(used.index(one) for one in used)
         if source == tuple(range(len(source))):
             return None
-        model = editor.model
         edit = edits.ShareLayers(stack=stack.name, source=source, parts=self.parts)
+        own = deltas.own_weights(editor.model, stack, edit) if self.lora else {}
+        did = self._share(editor, stack, edit, given)
+        if own:
+            deltas.add(editor, own, self.lora)
+        return did
+
+    def _share(self, editor: Editor, stack: Stack, edit: edits.ShareLayers, given: Given) -> dict[str, Any] | None:
+        model = editor.model
         if self.start == "first":
             editor.apply(edit)
             return None
@@ -109,8 +133,7 @@ class ShareLayers(Method):
             return None
         batches = list(given.calibration(model, self.samples))
         fit = start.Fit(first=first, model=model, edit=edit, batches=batches)
-        errors = fit.run(self.steps, self.learning_rate, given.seed, given.report)
-        return {"errors": errors}
+        return {"errors": fit.run(self.steps, self.learning_rate, given.seed, given.report)}
 
     def preview(self, editor: Editor, given: Given) -> None:
         """The same structure; nothing is looked at."""

@@ -12,7 +12,7 @@ from lissom import edits
 from lissom.anatomy import Anatomy, Attention, Ffn, Slot, Stack, is_transposed, stored_maps
 from lissom.edits import Editor
 from lissom.errors import LissomError
-from lissom.nn import KroneckerLinear
+from lissom.nn import KroneckerLinear, LoraLinear
 from lissom.train.during.masks import Along
 from lissom.train.during.weights import original
 
@@ -38,11 +38,18 @@ class Part:
 
 
 def parts(anatomy: Anatomy) -> list[Part]:
-    """All parts of a model, in a fixed order. Raises LissomError LSM-451 for Kronecker products, which have no such."""
+    """All parts of a model, in a fixed order.
+
+    Raises LissomError LSM-451 for Kronecker products, whose rows cannot go alone, LSM-715 for maps with a delta beside.
+    """
     product = next((slot for slot in anatomy.linears() if isinstance(slot.module, KroneckerLinear)), None)
     if product is not None:
         cause = "the rows of a Kronecker product cannot go one by one"
         raise LissomError(451, cause, place=product.path, remedy="Cut heads and neurons first, then factorize.")
+    odd = next((slot for slot in anatomy.slots() if isinstance(slot.module, LoraLinear)), None)
+    if odd is not None:
+        cause = "the units of a map with a low-rank delta beside it have two weights each"
+        raise LissomError(715, cause, place=odd.path, remedy="Remove units first, then share layers.")
     found: dict[object, Part] = {}
     counted: set[int] = set()
     for stack in anatomy.stacks:
