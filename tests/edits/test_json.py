@@ -86,12 +86,17 @@ json_values = st.recursive(
 fields = st.dictionaries(
     st.sampled_from(["stack", "keep", "source", "heads", "neurons", "ranks", "linears"]), json_values, max_size=3
 )
-DEFAULTS: dict[str, dict[str, Any]] = {
-    name: json.loads(
-        json.dumps({f.name: f.default for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING})
-    )
-    for name, kind in EDITS.items()
-}
+
+
+def defaults(kind: type[Edit]) -> dict[str, Any]:
+    """The fields that may be left out."""
+    missing = dataclasses.MISSING
+    plain = {f.name: f.default for f in dataclasses.fields(kind) if f.default is not missing}
+    made = {f.name: f.default_factory() for f in dataclasses.fields(kind) if f.default_factory is not missing}
+    return json.loads(json.dumps({**plain, **made}))
+
+
+DEFAULTS: dict[str, dict[str, Any]] = {name: defaults(kind) for name, kind in EDITS.items()}
 
 
 @settings(max_examples=300, deadline=None)
