@@ -1,15 +1,18 @@
 """Importance of attention heads, intermediate neurons and layers.
 
 Magnitude needs the weights only. First order asks how much the loss would change if a part answered zero:
-I = E | sum (x * dL/dx) | over the part's values x, estimated from gradients on labelled texts.
-Sources: Michel et al. 2019, eq. 3 (heads); Molchanov et al. 2017, eq. 8 (neurons); Men et al. 2024, eq. 1 (layers).
+I = E | sum (x * dL/dx) | over the part's values x, estimated from gradients on labelled texts. Fisher information is
+the mean of its square. What a part adds to the residual, and where a head looks, need texts without labels.
+Sources: Michel et al. 2019, eq. 3 (heads); Molchanov et al. 2017, eq. 8 (neurons); Men et al. 2024, eq. 1 (layers);
+Kwon et al. 2022, eq. 8 (Fisher); Sun et al. 2024, eq. 1, for whole units (output); Voita et al. 2019, section 5.1
+(attention).
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +21,9 @@ from lissom.anatomy import Attention, Ffn, Slot, Stack
 from lissom.errors import LissomError
 from lissom.stats.curvature import drawn_likelihood
 from lissom.stats.sensitivity import answers_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Batches = Iterable[dict[str, Tensor]]
 
@@ -58,6 +64,76 @@ def first_order(model: nn.Module, slots: dict[str, tuple[Slot, int]], batches: B
             sums[name] += slope.abs().sum(dim=0)
         texts += len(next(iter(slopes.values()), ()))
     return {name: total / max(texts, 1) for name, total in sums.items()}
+
+
+def fisher(model: nn.Module, slots: dict[str, tuple[Slot, int]], batches: Batches) -> dict[str, Tensor]:
+    """The diagonal of the Fisher information of gates before units: as `first_order`, but the mean of squares."""
+    sums = {name: torch.zeros(units) for name, (_, units) in slots.items()}
+    texts = 0
+    for slopes in gate_slopes(model, slots, batches):
+        for name, slope in slopes.items():
+            sums[name] += slope.square().sum(dim=0)
+        texts += len(next(iter(slopes.values()), ()))
+    return {name: total / max(texts, 1) for name, total in sums.items()}
+
+
+def output_norms(model: nn.Module, slots: dict[str, tuple[Slot, int]], batches: Batches) -> dict[str, Tensor]:
+    """Root of the mean square of what each unit adds, |W_u x_u|, over real tokens; of a neuron |w| * |x|.
+
+    slots: as `first_order` takes them. Returns name -> (units,).
+    """
+    sums = {name: torch.zeros(units) for name, (_, units) in slots.items()}
+    tokens = dict.fromkeys(slots, 0)
+    weights = {name: slot.weight.detach().float() for name, (slot, _) in slots.items()}
+    seen: list[tuple[str, Tensor]] = []
+    for batch in batches:
+        seen.clear()
+        with torch.no_grad(), contextlib.ExitStack() as hooks:
+            for name, (slot, _) in slots.items():
+                hooks.callback(slot.watch(lambda x, _, name=name: seen.append((name, x))).remove)  # type: ignore[misc]
+            model(**batch)
+        mask = batch["attention_mask"].bool()
+        for name, x in seen:
+            units, size = len(sums[name]), x.shape[-1] // len(sums[name])
+            parts = x.float().reshape(*mask.shape, units, size)[mask]
+            columns = weights[name].t().reshape(units, size, -1)
+            sums[name] += torch.einsum("nui,uij,nuj->u", parts, columns @ columns.transpose(1, 2), parts).cpu()
+            tokens[name] += len(parts)
+    return {name: (total / max(tokens[name], 1)).sqrt() for name, total in sums.items()}
+
+
+def attention_mass(model: PreTrainedModel, stacks: tuple[Stack, ...], batches: Batches) -> dict[str, Tensor]:
+    """How surely a head looks somewhere: its largest attention weight, mean over real tokens, of Voita et al. 2019.
+
+    Returns path of each attention layer -> (kv_heads,), the mean over the query heads of each.
+    Raises LissomError LSM-715 when the model gives no attention weights.
+    """
+    maps: dict[str, list[Attention]] = {}
+    for stack in stacks:
+        blocks = [stack.blocks[one] for one in stack.order]
+        name = "attentions" if len(stacks) == 1 else f"{stack.name}_attentions"
+        maps[name] = [block.attention for block in blocks]
+        if cross := [block.cross for block in blocks if block.cross is not None]:
+            maps["cross_attentions"] = cross
+    found = {one.path: torch.zeros(one.kv_heads) for each in maps.values() for one in each}
+    tokens, kind = 0, model.config._attn_implementation
+    model.set_attn_implementation("eager")  # the faster kinds give no weights
+    try:
+        for batch in batches:
+            with torch.no_grad():
+                said = model(**batch, output_attentions=True)
+            mask = batch["attention_mask"].bool()
+            for name, each in maps.items():
+                given = said.get(name)
+                if given is None or len(given) != len(each):
+                    raise LissomError(715, f"{type(model).__name__} gives no attention weights")
+                for one, weights in zip(each, given, strict=True):
+                    largest = weights.float().amax(dim=-1).transpose(1, 2)[mask].sum(dim=0)
+                    found[one.path] += largest.reshape(one.kv_heads, -1).mean(dim=1).cpu()
+            tokens += int(mask.sum())
+    finally:
+        model.set_attn_implementation(kind)
+    return {path: total / max(tokens, 1) for path, total in found.items()}
 
 
 def gate_slopes(

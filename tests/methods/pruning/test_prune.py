@@ -1,5 +1,7 @@
 """Heads and neurons: what goes is what matters least, on the weights and on texts."""
 
+import copy
+
 import pytest
 import torch
 
@@ -14,11 +16,13 @@ from tests import tiny
 HEAD = "AutoModelForSequenceClassification"
 
 
-def texts() -> Given:
-    return Given(data=load_data({"train": tiny.labelled_texts(40)}), tokenizer=tiny.tokenizer())
+def texts(*, labels: bool = True) -> Given:
+    made = tiny.labelled_texts(40)
+    rows = made if labels else {"text": made["text"]}
+    return Given(data=load_data({"train": rows}), tokenizer=tiny.tokenizer(), max_length=32)
 
 
-@pytest.mark.parametrize("by", ["magnitude", "first-order"])
+@pytest.mark.parametrize("by", ["magnitude", "output", "first-order", "fisher"])
 def test_a_head_that_answers_zero_goes_first_and_nothing_changes(by: str):
     editor = Editor(tiny.model("bert", HEAD))
     for block in editor.anatomy().stacks[0].blocks:
@@ -33,7 +37,7 @@ def test_a_head_that_answers_zero_goes_first_and_nothing_changes(by: str):
     assert torch.allclose(tiny.outputs(editor.model, inputs), before, atol=1e-5)
 
 
-@pytest.mark.parametrize("by", ["magnitude", "first-order"])
+@pytest.mark.parametrize("by", ["magnitude", "output", "first-order", "fisher"])
 def test_neurons_that_answer_zero_go_first_and_nothing_changes(by: str):
     editor = Editor(tiny.model("llama", HEAD))
     for block in editor.anatomy().stacks[0].blocks:
@@ -79,3 +83,42 @@ def test_first_order_without_data_is_refused_before_any_work(method: type):
     editor = Editor(tiny.model("bert"))
     with pytest.raises(LissomError, match=r"LSM-317 by: first-order needs labelled texts\. Give --data, or choose"):
         method(by="first-order").check(editor.anatomy(), Given())
+
+
+def test_heads_that_look_everywhere_go_first():
+    editor = Editor(tiny.model("bert", HEAD))
+    for block in editor.anatomy().stacks[0].blocks:
+        with torch.no_grad():
+            block.attention.q.weight[8:16] = 0
+            block.attention.q.bias[8:16] = 0
+    PruneHeads(ratio=0.25, by="attention").apply(editor, texts())
+    assert editor.record.edits[0].heads == ((0, 2, 3),) * 3
+
+
+@pytest.mark.parametrize("method", [PruneHeads, PruneNeurons])
+@pytest.mark.parametrize("variant", ["bert", "llama", "t5"])
+def test_what_is_left_is_fitted_to_what_was(method: type, variant: str):
+    head = "AutoModelForSeq2SeqLM" if variant == "t5" else HEAD
+    model, errors = tiny.model(variant, head), {}
+    given = texts(labels=variant != "t5")
+    inputs = next(iter(given.calibration(model, 32)))
+    before = tiny.outputs(model, inputs)
+    for reconstruct in (False, True):
+        editor = Editor(copy.deepcopy(model))
+        method(ratio=0.25, reconstruct=reconstruct).apply(editor, given)
+        errors[reconstruct] = float((tiny.outputs(editor.model, inputs) - before).square().mean())
+    assert errors[True] < 0.8 * errors[False]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"by": "output"}, r"LSM-317 by: output looks at texts\. Give --data, or choose by: magnitude"),
+        ({"by": "fisher"}, r"LSM-317 by: fisher needs labelled texts\. Give --data"),
+        ({"reconstruct": True}, r"LSM-317 reconstruct looks at texts\. Give --data"),
+    ],
+)
+@pytest.mark.parametrize("method", [PruneHeads, PruneNeurons])
+def test_what_looks_at_texts_is_refused_without_them(method: type, options: dict[str, object], message: str):
+    with pytest.raises(LissomError, match=message):
+        method(**options).check(Editor(tiny.model("bert")).anatomy(), Given())

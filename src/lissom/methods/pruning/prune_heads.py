@@ -1,7 +1,8 @@
 """Remove the attention heads that matter least: rows of q, k and v and columns of o go for good.
 
-Source: Michel et al. 2019, "Are sixteen heads really better than one?", eq. 3. Ours cuts once, not head by head, and
-with grouped queries a key/value head goes together with its query heads.
+Source: Michel et al. 2019, "Are sixteen heads really better than one?", eq. 3; Voita et al. 2019, "Analyzing multi-head
+self-attention", section 5.1, for attention. Ours cuts once, not head by head, and with grouped queries a key/value head
+goes together with its query heads.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from lissom import edits
 from lissom.anatomy import Attention, Stack
 from lissom.edits import Editor
 from lissom.methods.base import Given
-from lissom.methods.pruning.structured import StructuredPruning, choose, first_order_scores
-from lissom.stats.importance import head_magnitude
+from lissom.methods.pruning.structured import StructuredPruning, choose, scores
+from lissom.stats.importance import attention_mass, head_magnitude
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,24 +32,37 @@ class PruneHeads(StructuredPruning):
     def apply(self, editor: Editor, given: Given) -> None:
         """Choose on the model as it is, then cut."""
         found = editor.anatomy().stacks
-        scores = self._scores(editor, given, found)
+        importance = self._scores(editor, given, found)
+        cuts: list[edits.KeepHeads] = []
+        kept: dict[str, tuple[int, tuple[int, ...]]] = {}
         for stack in found:
             for cross in (False, True):
                 attentions = _attentions(stack, cross)
                 if not attentions:
                     continue
-                ranked = [scores[one.path] for one in attentions]
+                ranked = [importance[one.path] for one in attentions]
                 if attentions[0].tied:  # one choice for all layers, by the sum of their scores
                     ranked = [torch.stack(ranked).sum(dim=0)] * len(ranked)
                 heads = choose(ranked, self.ratio, across="layer" if attentions[0].tied else self.across)
-                if any(len(kept) < one.kv_heads for kept, one in zip(heads, attentions, strict=True)):
-                    editor.apply(edits.KeepHeads(stack=stack.name, heads=heads, cross=cross))
+                fewer = {
+                    one.o.path: (one.kv_heads, stay)
+                    for one, stay in zip(attentions, heads, strict=True)
+                    if len(stay) < one.kv_heads
+                }
+                if fewer:
+                    kept.update(fewer)
+                    cuts.append(edits.KeepHeads(stack=stack.name, heads=heads, cross=cross))
+        self.fit(editor, given, kept)
+        for cut in cuts:
+            editor.apply(cut)
 
     def _scores(self, editor: Editor, given: Given, stacks: tuple[Stack, ...]) -> dict[str, Tensor]:
         every = [one for stack in stacks for cross in (False, True) for one in _attentions(stack, cross)]
         if self.by == "magnitude":
             return {one.path: head_magnitude(one) for one in every}
-        return first_order_scores(editor, given, {one.path: (one.o, one.kv_heads) for one in every}, self.samples)
+        if self.by == "attention":
+            return attention_mass(editor.model, stacks, given.calibration(editor.model, self.samples))
+        return scores(self.by, editor, given, {one.path: (one.o, one.kv_heads) for one in every}, self.samples)
 
 
 def _attentions(stack: Stack, cross: bool) -> list[Attention]:

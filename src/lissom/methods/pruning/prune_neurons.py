@@ -7,15 +7,16 @@ the first-order score; McCarley et al. 2019 for feed-forward layers of BERT.
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
+from pydantic import Field
 from torch import Tensor
 
 from lissom import edits
 from lissom.anatomy import Stack
 from lissom.edits import Editor
 from lissom.methods.base import Given
-from lissom.methods.pruning.structured import StructuredPruning, choose, first_order_scores
+from lissom.methods.pruning.structured import NEEDS, StructuredPruning, choose, scores
 from lissom.stats.importance import neuron_magnitude
 
 
@@ -27,18 +28,33 @@ class PruneNeurons(StructuredPruning):
     speed: ClassVar[str] = "faster in every runtime, in proportion to the feed-forward work removed"
     source: ClassVar[str] = "Molchanov et al. 2017, eq. 8; McCarley et al. 2019"
 
+    by: Annotated[
+        Literal["magnitude", "output", "first-order", "fisher"], Field(description=f"how units are ranked; {NEEDS}")
+    ] = "magnitude"
+
     def apply(self, editor: Editor, given: Given) -> None:
         """Choose on the model as it is, then cut."""
         found = editor.anatomy().stacks
-        scores = self._scores(editor, given, found)
+        ranked = self._scores(editor, given, found)
+        cuts: list[edits.KeepNeurons] = []
+        kept: dict[str, tuple[int, tuple[int, ...]]] = {}
         for stack in found:
-            neurons = choose([scores[block.path] for block in stack.blocks], self.ratio, across=self.across)
-            if any(len(kept) < block.ffn.width for kept, block in zip(neurons, stack.blocks, strict=True)):
-                editor.apply(edits.KeepNeurons(stack=stack.name, neurons=neurons))
+            neurons = choose([ranked[block.path] for block in stack.blocks], self.ratio, across=self.across)
+            fewer = {
+                block.ffn.down.path: (block.ffn.width, stay)
+                for block, stay in zip(stack.blocks, neurons, strict=True)
+                if len(stay) < block.ffn.width
+            }
+            if fewer:
+                kept.update(fewer)
+                cuts.append(edits.KeepNeurons(stack=stack.name, neurons=neurons))
+        self.fit(editor, given, kept)
+        for cut in cuts:
+            editor.apply(cut)
 
     def _scores(self, editor: Editor, given: Given, stacks: tuple[Stack, ...]) -> dict[str, Tensor]:
         blocks = [block for stack in stacks for block in stack.blocks]
         if self.by == "magnitude":
             return {block.path: neuron_magnitude(block.ffn) for block in blocks}
         slots = {block.path: (block.ffn.down, block.ffn.width) for block in blocks}
-        return first_order_scores(editor, given, slots, self.samples)
+        return scores(self.by, editor, given, slots, self.samples)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -14,7 +14,10 @@ from lissom.anatomy import Anatomy, Slot
 from lissom.edits import Editor
 from lissom.errors import LissomError
 from lissom.methods.base import Given, Method, Stage, check_gradients
-from lissom.stats.importance import first_order
+from lissom.stats.importance import first_order, fisher, output_norms
+from lissom.stats.refit import refit
+
+NEEDS = "output, what they add, looks at texts, first-order and fisher at labels too"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,18 +28,47 @@ class StructuredPruning(Method):
 
     ratio: Annotated[float, Field(ge=0, lt=1, description="share of the units that is removed")] = 0.25
     by: Annotated[
-        Literal["magnitude", "first-order"], Field(description="how units are ranked; first-order needs labelled data")
+        Literal["magnitude", "output", "first-order", "fisher", "attention"],
+        Field(description=f"how units are ranked; {NEEDS}; attention: by how surely a head looks at one token"),
     ] = "magnitude"
     across: Annotated[
         Literal["layer", "model"], Field(description="rank within each layer, or over the whole stack")
     ] = "layer"
-    samples: Annotated[int, Field(ge=1, description="texts that first-order importance is measured on")] = 256
+    samples: Annotated[int, Field(ge=1, description="texts to look at")] = 256
+    reconstruct: Annotated[
+        bool, Field(description="fit what read the units, by least squares, to what it gave before; needs texts")
+    ] = False
 
     def check(self, anatomy: Anatomy, given: Given) -> None:
-        """Raises LSM-317 when first-order importance has no labelled data, LSM-713 for int8 layers."""
-        if self.by == "first-order":
-            check_labelled(given)
+        """Raises LSM-317 when there is no data to rank or reconstruct on, LSM-713 for int8 layers."""
+        by = self.by
+        lacking = given.data is None or given.tokenizer is None
+        if by in LABELLED:
+            check_labelled(given, by)
             check_gradients(anatomy)
+        elif by != "magnitude" and lacking:
+            raise LissomError(317, f"by: {by} looks at texts", remedy="Give --data, or choose by: magnitude.")
+        if self.reconstruct:
+            check_gradients(anatomy)
+            if lacking:
+                raise LissomError(317, "reconstruct looks at texts", remedy="Give --data.")
+
+    def fit(self, editor: Editor, given: Given, kept: Mapping[str, tuple[int, Sequence[int]]]) -> None:
+        """Before the cut, where asked for: fit what reads the units that stay.
+
+        kept: path of each reader (o or down) that loses units -> how many it has, and those that stay.
+        """
+        if not self.reconstruct or not kept:
+            return
+        masks = {path: torch.zeros(units, dtype=torch.bool) for path, (units, _) in kept.items()}
+        for path, (_, numbers) in kept.items():
+            masks[path][list(numbers)] = True
+        texts = list(given.calibration(editor.model, self.samples))
+        refit(editor.anatomy(), texts, masks, kind="weights", report=given.report)
+
+
+LABELLED = ("first-order", "fisher")
+"""Criteria that look at the loss of labels."""
 
 
 def choose(scores: Sequence[Tensor], ratio: float, *, across: str) -> tuple[tuple[int, ...], ...]:
@@ -63,14 +95,15 @@ def choose(scores: Sequence[Tensor], ratio: float, *, across: str) -> tuple[tupl
     )
 
 
-def first_order_scores(
-    editor: Editor, given: Given, slots: dict[str, tuple[Slot, int]], samples: int
+def scores(
+    by: str, editor: Editor, given: Given, slots: dict[str, tuple[Slot, int]], samples: int
 ) -> dict[str, Tensor]:
-    """First-order importance of the units that go into `slots`, on training texts."""
-    return first_order(editor.model, slots, given.calibration(editor.model, samples, labelled=True))
+    """Importance by first-order, fisher or output of the units that go into `slots`, on training texts."""
+    measure = {"first-order": first_order, "fisher": fisher, "output": output_norms}[by]
+    return measure(editor.model, slots, given.calibration(editor.model, samples, labelled=by in LABELLED))
 
 
-def check_labelled(given: Given) -> None:
-    """Raise LSM-317 when the data or the tokenizer that first-order importance needs is missing."""
+def check_labelled(given: Given, by: str) -> None:
+    """Raise LSM-317 when the data or the tokenizer that `by` needs is missing."""
     if given.data is None or given.tokenizer is None:
-        raise LissomError(317, "by: first-order needs labelled texts", remedy="Give --data, or choose by: magnitude.")
+        raise LissomError(317, f"by: {by} needs labelled texts", remedy="Give --data, or choose by: magnitude.")
