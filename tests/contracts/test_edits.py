@@ -18,6 +18,7 @@ from lissom.edits import (
     Edit,
     Editor,
     Factorize,
+    FactorizeTable,
     KeepHeads,
     KeepLayers,
     KeepNeurons,
@@ -108,6 +109,18 @@ def factorize(anatomy: Anatomy) -> list[Filled]:
         u, s, v = torch.linalg.svd(slot.weight.detach(), full_matrices=False)
         tensors[f"{slot.path}.up.weight"], tensors[f"{slot.path}.down.weight"] = u * s, v
     return [(Factorize(ranks=ranks), tensors)]
+
+
+def factorize_table(anatomy: Anatomy) -> list[Filled]:
+    """Every plain table, in rows of three numbers."""
+    plain = [path for path in anatomy.embeddings if type(anatomy.model.get_submodule(path)) is torch.nn.Embedding]
+    made: list[Filled] = []
+    for path in plain:
+        u, s, v = torch.linalg.svd(anatomy.model.get_submodule(path).weight.detach(), full_matrices=False)
+        rank = min(3, len(s))
+        tensors = {f"{path}.table.weight": u[:, :rank] * s[:rank], f"{path}.widen": v[:rank]}
+        made.append((FactorizeTable(path=path, rank=rank), tensors))
+    return made
 
 
 def kronecker(anatomy: Anatomy) -> list[Filled]:
@@ -269,6 +282,7 @@ MAKERS: dict[str, Callable[[Anatomy], list[Filled]]] = {
     "KeepNeurons": keep_neurons,
     "KeepVocab": keep_vocab,
     "Factorize": factorize,
+    "FactorizeTable": factorize_table,
     "Kronecker": kronecker,
     "MultiplyOut": multiply_out,
     "ScaleInputs": scale_inputs,
@@ -321,6 +335,8 @@ def cut_cases(kind: str) -> tuple[Case, ...]:
         return tuple(case for case in BARE if len(dissect(case.model()).stacks) > 1)
     if kind == "PackInteger":
         return tuple(case for case in BARE if case.variant in WHOLE and not dict(case.changes).get("is_decoder"))
+    if kind == "FactorizeTable":  # those of BART multiply as well
+        return tuple(case for case in BARE if case.variant != "bart")
     return ALL_CUT if kind == "KeepLayers" else BARE
 
 

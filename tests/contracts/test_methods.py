@@ -36,6 +36,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "sparsegpt": {"pattern": "2:4"},
     "prune_vocab": {"at_least": 2},
     "svd": {"ratio": 0.5},
+    "factorize_vocabulary": {"ratio": 0.5},
     "kronecker": {"ratio": 0.25, "table": 2},
     "share_layers": {"unique": 1},
     "share_stacks": {"cross": "self", "start": "average"},
@@ -79,6 +80,8 @@ WANTED = ("AutoModelForSequenceClassification", "AutoModelForCausalLM", "AutoMod
 
 GENERATING = WANTED[:0:-1]
 """Heads that generate; most of a family first."""
+STAYS = {"share_layers": ("albert",), "factorize_vocabulary": ("t5", "t5-gated", "bart")}
+"""Variants that share already: layers, or one table in encoder and decoder."""
 KEEPS_NO_CACHE = {"mistral": "keeps a window of tokens"}
 """Variant -> why a method of the cache refuses it; those without a head that generates are refused too."""
 
@@ -169,7 +172,7 @@ def reduced(name: str, variant: str, model: PreTrainedModel, result: PreTrainedM
         assert in_memory(result).value < in_memory(model).value
     elif name == "half":
         assert result.dtype == torch.bfloat16
-    elif name == "share_layers" and variant == "albert":
+    elif variant in STAYS.get(name, ()):
         assert parameters(result) == parameters(model)
     else:
         assert parameters(result) < parameters(model)

@@ -24,7 +24,7 @@ from lissom.data import load_data
 from lissom.measure.size import sparsity
 from lissom.methods import Method
 from lissom.methods.options import build, plain
-from lissom.nn import Int8Linear, KroneckerEmbedding, KroneckerLinear, LoraLinear, LowRankLinear
+from lissom.nn import Int8Linear, KroneckerEmbedding, KroneckerLinear, LoraLinear, LowRankLinear, ThinEmbedding
 from lissom.nn.binary import BinaryLinear
 from lissom.nn.grouped import GroupedLinear
 from lissom.nn.input_groups import InputGroupsLinear
@@ -42,7 +42,7 @@ from lissom.train.finetune import finetune
 from tests import tiny
 
 READY = [entry["id"] for entry in catalogue() if entry["status"] == "ready"]
-GENERATE = {"sequence-kd", "gkd", "imitkd", "minillm", "distillm", "kivi"}
+GENERATE = {"sequence-kd", "gkd", "imitkd", "minillm", "distillm", "kivi", "lowrank-output"}
 """For models that go on with a text."""
 ENCODERS_ONLY = {"mixkd", "i-bert"}
 ENCODER_DECODERS = {"dq-bart", "recurrent-stacking", "tied-transformer"}
@@ -337,6 +337,13 @@ def both(options: dict[str, Any], before: Stack, after: Stack, result: Result) -
         assert (other.cross.q.module.weight is one.attention.q.module.weight) == (options["cross"] == "self")
 
 
+def narrow(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:
+    if options["of"] == "input":
+        assert isinstance(result.model.get_input_embeddings(), ThinEmbedding)
+    else:
+        assert isinstance(result.model.get_output_embeddings(), LowRankLinear)
+
+
 def product(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:
     for block in after.blocks:
         changed = (block.index + 1) % options["every"] == 0
@@ -394,6 +401,7 @@ PROMISES = {
     "auto_round": grouped,
     "reconstruct": rebuilt,
     "svd": thin,
+    "factorize_vocabulary": narrow,
     "kronecker": product,
     "share_layers": tied,
     "share_stacks": both,

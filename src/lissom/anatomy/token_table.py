@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from lissom.anatomy.dissect import dissect
+from lissom.nn import KroneckerEmbedding, ThinEmbedding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -19,9 +20,12 @@ _log = logging.getLogger("lissom")
 def token_table(model: PreTrainedModel) -> str | None:
     """Path of the token table, or None where it cannot be stored alone in another form: the log says why.
 
-    It can be where it is a plain nn.Embedding, transformed or not, that no output projection shares.
+    It can be where it is a plain nn.Embedding, transformed or not, that no output projection shares. Of a table in two
+    factors it is the one with a row a token.
     """
-    table = model.get_input_embeddings()
+    table: nn.Module = model.get_input_embeddings()
+    if isinstance(table, ThinEmbedding | KroneckerEmbedding):
+        table = table.table
     path = next((name for name, module in model.named_modules() if module is table), None)
     if path is None or parametrize.type_before_parametrizations(table) is not nn.Embedding:
         return None

@@ -23,6 +23,7 @@ from lissom.edits.palette import Palette
 from lissom.edits.scaled import ScaleInputs
 from lissom.edits.split import PackSplit
 from lissom.edits.stacks import ShareStacks, tied_paths
+from lissom.edits.table import FactorizeTable
 from lissom.edits.vocabulary import KeepVocab
 from lissom.edits.width import KeepHeads, KeepNeurons
 from lissom.errors import LissomError, nearest
@@ -31,7 +32,7 @@ EDITS: dict[str, type[Edit]] = {
     edit.__name__: edit
     for edit in (
         *(KeepLayers, ShareLayers, ShareStacks, KeepHeads, KeepNeurons, KeepVocab),
-        *(Factorize, Kronecker, MultiplyOut, ScaleInputs, AddLora),
+        *(Factorize, FactorizeTable, Kronecker, MultiplyOut, ScaleInputs, AddLora),
         *(Pack, PackBits, PackBinary, PackRows, PackGroups, PackSplit, PackInputGroups, Palette),
         *(LevelAttention, PackInteger, PackCache),
     )
@@ -66,6 +67,7 @@ __all__ = [
     "Edit",
     "Editor",
     "Factorize",
+    "FactorizeTable",
     "KeepHeads",
     "KeepLayers",
     "KeepNeurons",

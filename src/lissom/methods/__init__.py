@@ -23,6 +23,7 @@ _CLASSES = {
     "sparsegpt": "pruning.sparsegpt.Sparsegpt",
     "prune_vocab": "pruning.prune_vocab.PruneVocab",
     "svd": "low_rank.svd.Svd",
+    "factorize_vocabulary": "low_rank.factorize_vocabulary.FactorizeVocabulary",
     "kronecker": "low_rank.kronecker.Kronecker",
     "share_layers": "weight_sharing.share_layers.ShareLayers",
     "share_stacks": "weight_sharing.share_stacks.ShareStacks",

@@ -7,6 +7,7 @@ from lissom.nn.lora import LoraLinear
 from lissom.nn.low_bit import LowBitEmbedding, LowBitLinear
 from lissom.nn.low_rank import LowRankLinear
 from lissom.nn.scaled import ScaledLinear
+from lissom.nn.thin_embedding import ThinEmbedding
 
 __all__ = [
     "BiLstm",
@@ -19,4 +20,5 @@ __all__ = [
     "LowBitLinear",
     "LowRankLinear",
     "ScaledLinear",
+    "ThinEmbedding",
 ]

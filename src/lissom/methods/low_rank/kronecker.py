@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from lissom import edits
 from lissom.anatomy import Anatomy, Slot
@@ -62,7 +62,8 @@ class Kronecker(Method):
                 lefts[path] = left
                 tensors[f"{path}.left.weight"], tensors[f"{path}.right.weight"] = found[path]
             given.report("factorizing", (done + 1) / len(places))
-        table = token_table(editor.model) if self.table > 1 else None
+        plain = type(editor.model.get_input_embeddings()) is nn.Embedding
+        table = token_table(editor.model) if self.table > 1 and plain else None
         if table is not None:
             weight = editor.model.get_parameter(f"{table}.weight")
             narrow, part = nearest(weight, (len(weight), weight.shape[1] // self.table))

@@ -2,8 +2,9 @@
 
     min ‖D (W - A B) L‖_F  over A (out, r) and B (r, in):    D W L = U S Vᵀ    A = D⁻¹ U_r    B = U_rᵀ D W
 
-since D A B L = U_r U_rᵀ (D W L) is the nearest matrix of rank r to D W L (Eckart and Young 1936). Dropping the part of
-σ_k costs σ_k². No inverse of L is taken, so inputs that fill only a subspace do no harm.
+since D A B L = U_r U_rᵀ (D W L) is the nearest matrix of rank r to D W L (Eckart and Young 1936). Without L, A = W V_r
+and B = V_rᵀ are the same. Dropping the part of σ_k costs σ_k². No inverse of L is taken, so inputs that fill only a
+subspace do no harm.
 """
 
 from __future__ import annotations
@@ -30,11 +31,15 @@ class Metric:
 
     def factors(self, weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         """up (out, rank) and down (rank, in), float32, of which column and row of each part have the same norm."""
-        left = torch.linalg.svd(self._seen(weight), full_matrices=False)[0][:, :rank]
         full, rows = weight.detach().float(), self._rows()
-        up, down = left if rows is None else left / rows, left.t() @ (full if rows is None else rows * full)
+        u, _, vt = torch.linalg.svd(self._seen(weight), full_matrices=False)
+        if self.inputs is None:  # A B = W V_r V_rᵀ is the same and divides by nothing
+            up, down = full @ vt[:rank].t(), vt[:rank]
+        else:
+            left = u[:, :rank]
+            up, down = left if rows is None else left / rows, left.t() @ (full if rows is None else rows * full)
         wide, tall = down.norm(dim=1), up.norm(dim=0)
-        even = torch.where(wide > 0, wide / tall, 1.0).sqrt()
+        even = torch.where(tall > 0, wide / tall, 1.0).sqrt()
         return up * even, down / even[:, None]
 
     def _rows(self) -> Tensor | None:
