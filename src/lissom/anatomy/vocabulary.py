@@ -9,7 +9,7 @@ from torch import nn
 
 from lissom.anatomy.positions import counts_from_padding
 from lissom.errors import LissomError
-from lissom.nn import Int8Embedding
+from lissom.nn import Int8Embedding, KroneckerEmbedding, ThinEmbedding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -87,6 +87,8 @@ def _asked(model: PreTrainedModel, paths: dict[int, str], getter: str) -> tuple[
             answer = None if ask is None else ask()
         except NotImplementedError:  # a part without a table of its own
             answer = None
+        if isinstance(answer, ThinEmbedding | KroneckerEmbedding):
+            answer = answer.table  # the part with a row a token
         if id(answer) in paths:
             found[paths[id(answer)]] = None
     return tuple(found)

@@ -8,7 +8,7 @@ import transformers
 
 import lissom
 from lissom.data import load_data
-from lissom.edits import Editor, FactorizeTable
+from lissom.edits import Editor, FactorizeTable, KeepVocab
 from lissom.errors import LissomError
 from lissom.methods import Given
 from lissom.methods.low_rank.factorize_vocabulary import FactorizeVocabulary
@@ -116,6 +116,19 @@ def test_the_narrow_table_is_packed_and_a_shared_one_is_not():
     for step in (FactorizeVocabulary(ratio=0.5), Int8()):
         step.apply(Editor(model), Given())
     assert type(model.get_input_embeddings().table) is torch.nn.Embedding
+
+
+def test_tokens_can_go_afterwards(tmp_path):
+    model = tied("gpt2", "AutoModelForCausalLM")
+    FactorizeVocabulary(ratio=0.5).apply(Editor(model), Given())
+    inputs = tiny.batch(model)
+    inputs["input_ids"] = inputs["input_ids"].clamp(max=49)
+    whole = tiny.outputs(model, inputs)
+    Editor(model).apply(KeepVocab.of(model, range(50)))
+    assert model.get_output_embeddings().up.weight is model.get_input_embeddings().table.weight
+    torch.testing.assert_close(tiny.outputs(model, inputs), whole.view(-1, 99)[:, :50].flatten())
+    lissom.save(model, tmp_path / "out")
+    assert torch.equal(tiny.outputs(lissom.load(tmp_path / "out"), inputs), tiny.outputs(model, inputs))
 
 
 @pytest.mark.parametrize("ratio", [1.0, 0.5])
