@@ -233,8 +233,17 @@ def neurons(stack: Stack) -> int:
     return sum(block.ffn.width for block in stack.blocks)
 
 
+def ranks(stack: Stack) -> int:
+    """Numbers of the maps, which are all thin."""
+    slots = [slot for block in stack.blocks for slot in block.slots()]
+    return sum(slot.module.rank * (slot.out_features + slot.in_features) for slot in slots)
+
+
 def gated(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:
-    if options["penalty"] is None or options["gates"] == "l1":
+    if "ranks" in options["of"]:
+        dense = sum(slot.out_features * slot.in_features for block in before.blocks for slot in block.slots())
+        assert ranks(after) <= (1 - options["sparsity"]) * dense
+    elif options["penalty"] is None or options["gates"] == "l1":
         assert heads(after) + neurons(after) < heads(before) + neurons(before)
 
 

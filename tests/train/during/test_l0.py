@@ -304,6 +304,47 @@ def test_layers_that_share_have_one_gate_and_low_rank_maps_theirs(tmp_path):
         reloaded(model, tmp_path / str(number))
 
 
+@pytest.mark.parametrize("shares", [False, True])
+@pytest.mark.parametrize("family", ["bert", "gpt2", "t5"])
+def test_closed_ranks_are_gone_and_open_ones_folded_in(tmp_path, family, shares):
+    model = tiny.model(family, CLASSIFIER)
+    METHODS["svd"](ratio=0.9).apply(Editor(model), Given())
+    if shares and family == "bert":
+        Editor(model).apply(ShareLayers(stack="encoder", source=(0, 0, 2)))
+    before = thin(model)
+    model = run(tmp_path, [L0(of=("ranks",), sparsity=0.5)], model=model)
+    ranks = [slot.module.rank for slot in dissect(model).linears()]
+    assert 0.45 * before < thin(model) <= 0.5 * before
+    assert min(ranks) >= 1
+    if shares and family == "bert":
+        assert ranks[:6] == ranks[6:12]
+    reloaded(model, tmp_path / "saved")
+
+
+def thin(model):
+    """Numbers of the thin maps, shared ones once."""
+    parts = [one for slot in dissect(model).linears() for one in (slot.module.up.weight, slot.module.down.weight)]
+    return sum(one.numel() for one in {id(one): one for one in parts}.values())
+
+
+def test_a_rank_costs_what_it_holds_and_its_gate_multiplies_it():
+    model = tiny.model("bert", CLASSIFIER)
+    METHODS["svd"](ratio=0.9).apply(Editor(model), Given())
+    _, acting = begin(model=model, of=("ranks",))
+    slot = next(dissect(model).linears())
+    assert float(acting.gates.cost[0]) == pytest.approx(64 / thin(model))
+    whole = slot.module.up.parametrizations.weight.original.clone()
+    set_gates(acting, 0.0)
+    acting.gates.still = True
+    torch.testing.assert_close(slot.module.up.weight, 0.5 * whole)
+
+
+def test_ranks_of_dense_maps_are_refused_when_it_begins():
+    L0(of=("ranks",)).check(dissect(tiny.model("bert")), None)
+    with pytest.raises(LissomError, match="LSM-715 while: of: ranks finds nothing in bert that a gate could remove"):
+        begin(of=("ranks",))
+
+
 def test_gates_before_fake_quantization(tmp_path):
     model = run(tmp_path, [L0(sparsity=0.5), DURING["fake_quant"]()])
     assert model.bert.encoder.layer[0].attention.output.dense.weight.dtype == torch.int8

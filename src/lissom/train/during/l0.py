@@ -1,4 +1,4 @@
-"""Gates on heads, neurons and whole layers, trained with the weights; what closes is removed.
+"""Gates on heads, neurons, whole layers and the ranks of thin maps, trained with the weights; what closes is removed.
 
     u ~ U(0, 1)    s = sigmoid((log u - log(1 - u) + a) / b)    z = clip(s · 1.2 - 0.1, 0, 1)    b = 2/3
     P(z > 0) = sigmoid(a - b · log(0.1 / 1.1))
@@ -10,7 +10,7 @@ z = clip(sigmoid(a) · 1.2 - 0.1, 0, 1); with a target those with the lowest a a
 one: z is at least sigmoid(a) there.
 gates: l1 trains plain factors z = c that start at 1, with the penalty on the sum of |c|; those with the lowest |c| go.
 Sources: Louizos et al. 2018, eq. 10 to 13; Voita et al. 2019 (heads); McCarley et al. 2019 (heads and neurons); Wang et
-al. 2020 (FLOP); Xia et al. 2022 (CoFi), section 3.1; Chen et al. 2021 (EarlyBERT) for l1. Ours: the
+al. 2020 (FLOP, ranks); Xia et al. 2022 (CoFi), section 3.1; Chen et al. 2021 (EarlyBERT) for l1. Ours: the
 gates act on the weights behind them, which is the same; the closing at the end; CoFi's gates on the hidden size are
 missing, because no edit removes it.
 """
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from lissom.errors import LissomError
 from lissom.train.during.base import Acting, During
 from lissom.train.during.masks import Along, Plan, check_shares, even
+from lissom.train.during.ranks import rank_parts, remove_empty_ranks
 from lissom.train.during.units import Part, columns, input_side, output_side, parts, remove_empty
 from lissom.train.during.weights import untransform
 from lissom.train.ramp import Ramp
@@ -52,15 +53,18 @@ class L0(During):
 
     name: ClassVar[str] = "l0"
     source: ClassVar[str] = "Louizos et al. 2018, eq. 10 to 13; Voita et al. 2019; Xia et al. 2022, section 3.1"
-    speed: ClassVar[str] = "faster in every runtime, by the heads and neurons that go"
+    speed: ClassVar[str] = "faster in every runtime, by the heads, neurons and ranks that go"
     order: ClassVar[int] = 30
 
     of: Annotated[
-        tuple[Literal["heads", "neurons", "layers"], ...],
-        Field(min_length=1, description="what has gates; layers: attention and feed-forward layers as wholes"),
+        tuple[Literal["heads", "neurons", "layers", "ranks"], ...],
+        Field(
+            min_length=1,
+            description="what has gates; layers: attention and feed-forward layers as wholes; ranks: of thin maps",
+        ),
     ] = ("heads", "neurons")
     sparsity: Annotated[
-        float, Field(ge=0, lt=1, description="share of the parameters of heads and neurons in reach of the gates")
+        float, Field(ge=0, lt=1, description="share of the parameters in reach of the gates that goes")
     ] = 0.5
     penalty: Annotated[
         float | None, Field(gt=0, description="cost of an open gate; with hard-concrete it replaces sparsity")
@@ -77,10 +81,17 @@ class L0(During):
         """Raises LSM-318 when warmup and cooldown are more than the whole run or `sparsity` is out of reach, LSM-715
         when there is nothing to gate."""
         check_shares(self.warmup, 0.0 if self.only_gates else self.cooldown)
+        if "ranks" in self.of:  # steps before this one may still make thin maps
+            return
+        self._check_reach(anatomy)
+
+    def _check_reach(self, anatomy: Anatomy) -> None:
         found = [one.part for one in _gated(anatomy, self.of)]
         if not found:
             cause = f"of: {', '.join(self.of)} finds nothing in {anatomy.family} that a gate could remove"
-            raise LissomError(715, cause, place="while", remedy="Choose heads or neurons.")
+            raise LissomError(
+                715, cause, place="while", remedy="Choose heads or neurons; ranks are those that svd leaves."
+            )
         most = 1 - sum(one.cost for one in found) / sum(one.cost * one.units for one in found)
         if self.aims and self.sparsity > most:
             cause = f"sparsity {self.sparsity:g} is more than one head and one neuron a layer leave, {most:.3g}"
@@ -92,7 +103,8 @@ class L0(During):
         return self.penalty is None or self.gates == "l1"
 
     def begin(self, editor: Editor, teacher: PreTrainedModel | None) -> Acting:
-        """Put open gates before every head, neuron and layer that `of` names."""
+        """Put open gates before every head, neuron, layer and rank that `of` names. Raises as `check` does."""
+        self._check_reach(editor.anatomy())
         return _Gating(editor, self)
 
 
@@ -108,7 +120,10 @@ class _Place:
 def _gated(anatomy: Anatomy, of: tuple[str, ...]) -> list[_Place]:
     """Which parts have gates. A part that shares a position bias with others cannot go as a whole."""
     found, at = [], 0
-    for part in parts(anatomy):
+    for part in rank_parts(anatomy) if "ranks" in of else ():
+        found.append(_Place(part, slice(at, at + part.units), None))
+        at += part.units
+    for part in parts(anatomy) if set(of) - {"ranks"} else ():
         units = slice(at, at + part.units) if ("heads" if part.heads else "neurons") in of else None
         at += part.units if units else 0
         layer = at if "layers" in of and not part.tied else None
@@ -275,7 +290,10 @@ class _Gating(Acting):
         self._out(bake=True)
 
     def end(self, editor: Editor) -> None:
-        remove_empty(editor)
+        if "ranks" in self.options.of:
+            remove_empty_ranks(editor)
+        if set(self.options.of) - {"ranks"}:
+            remove_empty(editor)
 
     def remove(self) -> None:
         self._out(bake=False)
