@@ -385,6 +385,7 @@ PROMISES = {
     "prune_heads": fewer_heads,
     "prune_neurons": fewer_neurons,
     "prune_units": fewer_units,
+    "rewind": nothing,
     "prune_weights": zeros,
     "sparsegpt": zeros,
     "sub_networks": narrower,

@@ -19,6 +19,7 @@ _CLASSES = {
     "prune_heads": "pruning.prune_heads.PruneHeads",
     "prune_neurons": "pruning.prune_neurons.PruneNeurons",
     "prune_units": "pruning.prune_units.PruneUnits",
+    "rewind": "pruning.rewind.Rewind",
     "prune_weights": "pruning.prune_weights.PruneWeights",
     "sparsegpt": "pruning.sparsegpt.Sparsegpt",
     "prune_vocab": "pruning.prune_vocab.PruneVocab",
