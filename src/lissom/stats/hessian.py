@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from lissom.anatomy import Slot
-from lissom.errors import LissomError
 from lissom.stats.blocks import Step
+from lissom.stats.finite import check_finite_inputs
 
 
 class Hessians:
@@ -82,6 +81,5 @@ def _seen(found: Hessians, step: Step, slots: Sequence[Slot]) -> dict[str, Tenso
         found.close()
     sums = {slot.path: one for slot in slots if (one := found.of(slot.path)) is not None}
     for path, one in sums.items():
-        if not bool(torch.isfinite(one).all()):
-            raise LissomError(901, "an input holds NaN or infinity on a calibration text", place=path)
+        check_finite_inputs(one, path)
     return sums

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lissom.anatomy import Slot
 from lissom.errors import LissomError
 from lissom.nn import ScaledLinear
+from lissom.stats.finite import check_finite_inputs
 
 Calibrator = Literal["min_max", "percentile", "mse", "entropy"]
 LEVELS = 255  # steps between 256 codes
@@ -231,9 +232,7 @@ def largest_inputs(
 
     def note(place: int, values: Tensor) -> None:
         top = values.abs().amax(0)
-        if not bool(torch.isfinite(top).all()):
-            cause = "an input holds NaN or infinity on a calibration text"
-            raise LissomError(901, cause, place=slots[place].path)
+        check_finite_inputs(top, slots[place].path)
         before = found[place]
         found[place] = top if before is None else torch.maximum(before, top)
 
@@ -252,8 +251,7 @@ def token_ranges(
 
     def note(place: int, values: Tensor) -> None:
         low, high = (one.cpu() for one in torch.aminmax(values, dim=-1))
-        if not bool(torch.isfinite(low).all() and torch.isfinite(high).all()):
-            raise LissomError(901, "an input holds NaN or infinity on a calibration text", place=slots[place].path)
+        check_finite_inputs(low + high, slots[place].path)
         found[place][0].append(low)
         found[place][1].append(high)
 

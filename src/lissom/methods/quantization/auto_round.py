@@ -26,11 +26,11 @@ from torch import Tensor, nn
 
 from lissom.anatomy import Anatomy, Slot
 from lissom.anatomy.slot import is_transposed
-from lissom.errors import LissomError
 from lissom.methods.quantization.calibrated import Calibrated
 from lissom.methods.quantization.groups import Stored
 from lissom.nn.grouped import grid_between, groups_of, spread
 from lissom.stats.blocks import Case, Step
+from lissom.stats.finite import check_finite_inputs, finite_weight
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,9 +99,7 @@ class Learnt:
 
     def __init__(self, slot: Slot, bits: int, group: int) -> None:
         self.bits, self.group = bits, group
-        self.whole = slot.weight.detach().float()
-        if not bool(torch.isfinite(self.whole).all()):
-            raise LissomError(901, "the weight holds NaN or infinity and cannot be quantized", place=slot.path)
+        self.whole = finite_weight(slot.weight, slot.path)
         self.turned, self.dtype = is_transposed(slot.module), cast("Tensor", slot.module.weight).dtype
         rows, columns = self.whole.shape
         short = groups_of(columns, group) * group - columns
@@ -165,6 +163,5 @@ def error(block: nn.Module, weights: dict[str, Tensor], case: Case, path: str) -
     if case.mask is not None and case.mask.shape == change.shape[:-1]:
         change = change[case.mask.to(change.device).bool()]
     found: Tensor = change.square().mean()
-    if not bool(torch.isfinite(found)):
-        raise LissomError(901, "an input holds NaN or infinity on a calibration text", place=path)
+    check_finite_inputs(found, path)
     return found

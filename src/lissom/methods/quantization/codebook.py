@@ -28,6 +28,7 @@ from lissom.methods.base import Given, Method, Stage
 from lissom.methods.quantization.maps import unpacked_maps
 from lissom.nn.palette import pack_indices
 from lissom.nn.vectors import indexed
+from lissom.stats.finite import finite_weight
 
 _MOST = 0.05  # outliers: 8 bytes each, so that more of them eat up what the table saves
 
@@ -91,9 +92,7 @@ class Codebook(Method):
 
     def _outliers(self, path: str, weight: Tensor) -> Tensor:
         """Where `weight` is kept whole. Raises LSM-901 for NaN, LSM-314 where that is more than a table is good for."""
-        full = weight.float()
-        if not bool(torch.isfinite(full).all()):
-            raise LissomError(901, "the weight holds NaN or infinity and cannot be quantized", place=path)
+        full = finite_weight(weight, path)
         found = far_out(full, self.density)
         share = float(found.float().mean())
         if share > _MOST:

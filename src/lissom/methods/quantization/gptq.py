@@ -19,11 +19,11 @@ from pydantic import Field
 from torch import Tensor
 
 from lissom.anatomy import Anatomy, Slot
-from lissom.errors import LissomError
 from lissom.methods.quantization.calibrated import Calibrated
 from lissom.methods.quantization.groups import Stored
 from lissom.nn.grouped import groups_of
 from lissom.stats.blocks import Step
+from lissom.stats.finite import check_finite_inputs
 from lissom.stats.hessian import hessians_of
 from lissom.stats.sweep import inverse_factor, sweep
 
@@ -64,8 +64,7 @@ class Gptq(Calibrated):
         Columns that are always zero on the texts are rounded to the nearest.
         Raises LissomError LSM-901 for NaN and infinity, LSM-903 when H is not positive definite whatever the damping.
         """
-        if not bool(torch.isfinite(hessian).all()):
-            raise LissomError(901, "an input holds NaN or infinity on a calibration text", place=path)
+        check_finite_inputs(hessian, path)
         rows, columns = weight.shape
         part = (torch.arange(columns, device=weight.device) // self.group).expand(rows, -1)
         empty, power = weight.new_zeros(rows, groups_of(columns, self.group)), hessian.diagonal()

@@ -13,11 +13,11 @@ from torch import Tensor
 from lissom import edits
 from lissom.anatomy import Anatomy
 from lissom.edits import Editor
-from lissom.errors import LissomError
 from lissom.methods.base import Given, Method, Stage
 from lissom.methods.quantization.maps import Skip, check_skip, unpacked_maps
 from lissom.nn.grouped import grid, grid_between, groups_of, restore, round_to
 from lissom.nn.palette import pack_indices
+from lissom.stats.finite import finite_weight
 
 _DRAWS = 20
 SPEED = (
@@ -56,10 +56,7 @@ class Groups(Method):
 
     def rounded(self, weight: Tensor, path: str) -> Stored:
         """The nearest codes on the grid from smallest to largest. Raises LissomError LSM-901 for NaN and infinity."""
-        try:
-            scale, zero = grid(weight, bits=self.bits, group=self.group)
-        except ValueError as error:
-            raise LissomError(901, str(error), place=path) from error
+        scale, zero = grid(finite_weight(weight, path), bits=self.bits, group=self.group)
         return Stored(round_to(weight, scale, zero, bits=self.bits, group=self.group), scale, zero)
 
     def drawn_in(self, weight: Tensor, path: str, cost: Callable[[Tensor], Tensor], clip: float) -> Stored:

@@ -23,11 +23,11 @@ from torch import Tensor
 
 from lissom.anatomy import Slot
 from lissom.edits import Editor
-from lissom.errors import LissomError
 from lissom.methods.base import Given
 from lissom.methods.quantization.groups import Groups, Stored
 from lissom.methods.quantization.maps import unpacked_maps
 from lissom.nn.grouped import grid, groups_of, restore, round_to, spread
+from lissom.stats.finite import finite_weight
 
 _BETA, _GROWTH = 10.0, 1.01  # as published
 
@@ -51,10 +51,7 @@ class Hqq(Groups):
     def _all(self, maps: Sequence[Slot], given: Given) -> Iterator[tuple[str, Stored]]:
         for done, slot in enumerate(maps):
             given.report(slot.path, done / len(maps))
-            try:
-                yield slot.path, self.optimized(slot.weight.detach().float())
-            except ValueError as error:
-                raise LissomError(901, str(error), place=slot.path) from error
+            yield slot.path, self.optimized(finite_weight(slot.weight, slot.path))
 
     def optimized(self, weight: Tensor) -> Stored:
         """Codes, scales and zero points for a weight (out, in) float32. Raises ValueError for NaN and infinity."""

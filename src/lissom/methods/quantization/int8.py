@@ -26,6 +26,7 @@ from lissom.errors import LissomError
 from lissom.methods.base import Given, Method, Stage, Trial, check_gradients
 from lissom.methods.quantization.maps import Skip, check_skip, unpacked_maps
 from lissom.nn.int8 import quantize_rows
+from lissom.stats.finite import finite_weight
 from lissom.stats.ranges import Calibrator, find_range, histograms, same_inputs, scale_and_zero, token_ranges
 from lissom.stats.sensitivity import answers_of
 from lissom.stats.token_clipping import clip_tokens
@@ -213,7 +214,4 @@ def _agreement(one: PreTrainedModel, other: PreTrainedModel, batches: list[dict[
 
 
 def _quantize(weight: Tensor, path: str, tensors: dict[str, Tensor], largest: int = 127) -> None:
-    try:
-        tensors[f"{path}.weight"], tensors[f"{path}.weight_scale"] = quantize_rows(weight, largest)
-    except ValueError as error:
-        raise LissomError(901, str(error), place=path) from error
+    tensors[f"{path}.weight"], tensors[f"{path}.weight_scale"] = quantize_rows(finite_weight(weight, path), largest)

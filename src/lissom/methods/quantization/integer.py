@@ -29,6 +29,7 @@ from lissom.nn import Int8Embedding, Int8Linear
 from lissom.nn.int8 import quantize_rows
 from lissom.nn.integer import PROBABILITIES, UNIT, dyadic, norm_constants
 from lissom.nn.integer_layers import CODE, GELU_SCALE, SUM, Activation
+from lissom.stats.finite import finite_weight
 from lissom.stats.ranges import Calibrator, find_range, histograms
 
 if TYPE_CHECKING:
@@ -191,10 +192,7 @@ def _rows(module: nn.Module, path: str) -> tuple[Tensor, Tensor]:
     """The codes and scales of a map or table: those that it has, or the nearest."""
     if isinstance(module, Int8Linear | Int8Embedding):
         return module.codes(), module.weight_scale
-    try:
-        return quantize_rows(cast("Tensor", module.weight))
-    except ValueError as error:
-        raise LissomError(901, str(error), place=path) from error
+    return quantize_rows(finite_weight(cast("Tensor", module.weight), path))
 
 
 def _map(slot: Slot, scale: Tensor, out: Tensor | float) -> dict[str, Tensor]:

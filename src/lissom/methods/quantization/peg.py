@@ -27,6 +27,7 @@ from lissom.methods.quantization.int8 import LEAST, Int8
 from lissom.methods.quantization.maps import unpacked_maps
 from lissom.nn.int8 import quantize_rows
 from lissom.nn.low_bit import pack_codes
+from lissom.stats.finite import finite_weight
 from lissom.stats.folding import stream_readers
 from lissom.stats.ranges import Calibrator, Histogram, column_histograms, find_range, largest_inputs, scale_and_zero
 
@@ -99,10 +100,7 @@ class Peg(Method):
         """found: path -> group of each column (in,), scale and zero point of each group. Without one: scales of 1."""
         tensors: dict[str, Tensor] = {}
         for slot in slots:
-            try:
-                codes, scale = quantize_rows(slot.weight)
-            except ValueError as error:
-                raise LissomError(901, str(error), place=slot.path) from error
+            codes, scale = quantize_rows(finite_weight(slot.weight, slot.path))
             tensors[f"{slot.path}.weight"], tensors[f"{slot.path}.weight_scale"] = pack_codes(codes, 8), scale
             if slot.path in found:
                 names = (f"{slot.path}.{name}" for name in ("input_group", "input_scale", "input_zero"))

@@ -34,6 +34,7 @@ from lissom.methods.quantization.maps import unpacked_maps
 from lissom.nn.fake_quant import LARGEST, FakeWeight, LearnedFakeWeight, quantize, rounded_input
 from lissom.nn.int8 import usable
 from lissom.nn.low_bit import pack_codes
+from lissom.stats.finite import finite_weight
 from lissom.stats.spans import Call, Span, calls, spans
 from lissom.train.during.weights import original, transform, untransform
 
@@ -282,9 +283,7 @@ def _inside(path: str, span: Span) -> bool:
 
 def _codes(kind: Weights, fake: FakeWeight, weight: Tensor, path: str) -> Stored:
     """Codes and scales of a matrix (out, in) by the steps of `fake`. Raises LissomError LSM-901 for NaN or infinity."""
-    rows = weight.detach().float()
-    if not bool(torch.isfinite(rows).all()):
-        raise LissomError(901, "the weight holds NaN or infinity and cannot be quantized", place=path)
+    rows = finite_weight(weight, path)
     if not isinstance(fake, LearnedFakeWeight):
         return kind, *quantize(rows, kind)
     scale = usable(fake.step.detach().abs())

@@ -11,16 +11,15 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, ClassVar
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from lissom import edits
 from lissom.edits import Editor
-from lissom.errors import LissomError
 from lissom.methods.base import Given, Method, Need, Stage
 from lissom.methods.quantization.maps import unpacked_maps
 from lissom.nn.split import split
+from lissom.stats.finite import finite_weight
 from lissom.stats.ranges import largest_inputs
 
 
@@ -46,9 +45,7 @@ class SplitInt8(Method):
         tensors: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
         for slot, top in zip(maps, largest, strict=True):
-            path, weight = slot.path, slot.weight.detach().float()
-            if not bool(torch.isfinite(weight).all()):
-                raise LissomError(901, "the weight holds NaN or infinity and cannot be quantized", place=path)
+            path, weight = slot.path, finite_weight(slot.weight, slot.path)
             reached = weight.new_zeros(weight.shape[1]) if top is None else top
             columns = (reached >= self.threshold).nonzero().flatten()
             counts[path] = len(columns)

@@ -27,6 +27,7 @@ from lissom.anatomy import Slot, is_transposed, token_table
 from lissom.errors import LissomError
 from lissom.nn.fake_quant import FakeWeight, Kind, LearnedFakeWeight, RunningRange, on_grid, quantize, rounded_input
 from lissom.nn.low_bit import pack_codes
+from lissom.stats.finite import finite_weight
 from lissom.train.during.base import Acting, During
 from lissom.train.during.weights import original, trained, transform, untransform
 from lissom.train.ramp import Probability, at
@@ -218,12 +219,9 @@ class _Quantizing(Acting):
 
     def _codes(self, slot: Slot) -> tuple[Tensor, Tensor]:
         """The codes and scales (rows,) of a weight that was baked; found anew where it no longer lies on its grid."""
-        weight, scale = slot.weight.detach().float(), self.kept.get(slot.module)
+        weight, scale = finite_weight(slot.weight, slot.path), self.kept.get(slot.module)
         if scale is not None and len(scale) in (1, len(weight)):
             codes = on_grid(weight, scale, self.options.weights)
             if codes is not None:
                 return codes, scale.expand(len(weight))
-        codes, scale = quantize(weight, self.options.weights)
-        if not bool(torch.isfinite(scale).all()):
-            raise LissomError(901, "the weight holds NaN or infinity and cannot be quantized", place=slot.path)
-        return codes, scale
+        return quantize(weight, self.options.weights)

@@ -28,6 +28,7 @@ from lissom.nn.fake_quant import FakeWeight, quantize, rounded_input
 from lissom.nn.grouped import grid, groups_of, round_to
 from lissom.nn.palette import pack_indices
 from lissom.stats.curvature import block_weights, omegas
+from lissom.stats.finite import finite_weight
 from lissom.stats.widths import choose_widths
 from lissom.train.during.base import Acting, During
 from lissom.train.during.weights import original, trained, transform, untransform
@@ -161,11 +162,8 @@ class _Grouping(Acting):
         self._rounds(tables=True)
 
     def _lost(self, module: nn.Module, bits: int) -> float:
-        quantizer, weight = self.quantizers[module], original(module)
-        try:
-            return float((quantizer.rounded(weight, bits) - quantizer.rows(weight.detach())).square().sum())
-        except ValueError as error:
-            raise LissomError(901, str(error), place="group_quant") from error
+        quantizer, weight = self.quantizers[module], finite_weight(original(module), "group_quant")
+        return float((quantizer.rounded(weight, bits) - quantizer.rows(weight)).square().sum())
 
     def bake(self) -> None:
         if not self.chosen:  # a preview: no row was seen
@@ -202,9 +200,7 @@ class _Grouping(Acting):
 
     def _numbers(self, slot: Slot) -> tuple[Width, dict[str, Tensor]]:
         """Bits, codes, scales and zero points of a map; those that it was trained with where it was not cut since."""
-        weight, group = slot.weight.detach().float(), self.options.group
-        if not bool(torch.isfinite(weight).all()):
-            raise LissomError(901, "the weight holds NaN or infinity and cannot be quantized", place=slot.path)
+        weight, group = finite_weight(slot.weight, slot.path), self.options.group
         scale, zero, bits = self.kept.get(slot.module, (None, None, max(self.options.choices)))
         if scale is None or zero is None or scale.shape != (len(weight), groups_of(weight.shape[1], group)):
             scale, zero = grid(weight, bits=bits, group=group)

@@ -22,6 +22,7 @@ from lissom.anatomy import Slot, is_transposed, token_table
 from lissom.errors import LissomError
 from lissom.nn.palette import pack_indices
 from lissom.nn.vectors import FakeVectors, indexed
+from lissom.stats.finite import finite_weight
 from lissom.train.during.base import Acting, During
 from lissom.train.during.weights import original, trained, transform, untransform
 
@@ -156,9 +157,7 @@ class _Replacing(Acting):
 
     def _stored(self, slot: Slot, size: int) -> tuple[Tensor, Tensor]:
         """Numbers and table of a weight that was baked; found anew where it has changed since."""
-        weight, quantizer = slot.weight.detach().float(), self.quantizers.get(slot.module)
-        if not bool(torch.isfinite(weight).all()):
-            raise LissomError(901, "the weight holds NaN or infinity and cannot be quantized", place=slot.path)
+        weight, quantizer = finite_weight(slot.weight, slot.path), self.quantizers.get(slot.module)
         if quantizer is not None:
             index, table = quantizer.index.long(), quantizer.table.detach()
             if table[index].numel() == weight.numel() and torch.equal(table[index].reshape(weight.shape), weight):

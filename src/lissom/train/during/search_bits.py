@@ -25,9 +25,9 @@ from pydantic import Field
 
 from lissom import edits
 from lissom.anatomy import is_transposed, token_table
-from lissom.errors import LissomError
 from lissom.nn.fake_quant import FakeWeight, quantize, round_input
 from lissom.nn.mixed_bits import Choices, FakeMixed, Runs, fewest_bits, pack_runs, runs_of
+from lissom.stats.finite import finite_weight
 from lissom.train.during.base import Acting, During
 from lissom.train.during.held import drawn
 from lissom.train.during.weights import original, trained, transform, untransform
@@ -171,7 +171,7 @@ class _Searching(Acting):
         runs: dict[str, Runs] = {}
         tensors: dict[str, Tensor] = {}
         for slot in trained(editor.anatomy()):
-            bits, codes, scale = fewest_bits(_finite(slot.path, slot.weight))
+            bits, codes, scale = fewest_bits(finite_weight(slot.weight, slot.path))
             runs[slot.path] = runs_of(bits)
             tensors[f"{slot.path}.weight"] = pack_runs(codes, runs[slot.path])
             tensors[f"{slot.path}.weight_scale"] = scale
@@ -179,7 +179,7 @@ class _Searching(Acting):
         editor.apply(edits.PackRows(runs=own, rounds=self.options.activations == "int8"), tensors)
         for path, module in list(editor.model.named_modules()):
             if module in self.tables:
-                codes, scale = quantize(_finite(path, original(module)), "int8")
+                codes, scale = quantize(finite_weight(original(module), path), "int8")
                 found = {f"{path}.weight": codes.to(torch.int8), f"{path}.weight_scale": scale}
                 editor.apply(edits.Pack(embeddings=(path,)), found)
 
@@ -190,10 +190,3 @@ def _sizes(module: nn.Module, groups: int) -> list[int]:
     rows = weight.shape[1 if is_transposed(module) else 0]
     count = min(groups, rows)
     return [rows // count + (i < rows % count) for i in range(count)]
-
-
-def _finite(path: str, weight: Tensor) -> Tensor:
-    full = weight.detach().float()
-    if not bool(torch.isfinite(full).all()):
-        raise LissomError(901, "the weight holds NaN or infinity and cannot be quantized", place=path)
-    return full
