@@ -10,7 +10,7 @@ from torch import nn
 
 from lissom.anatomy import dissect
 from lissom.edits.edit import EDIT_MISFIT, Edit
-from lissom.edits.linear import _store_linear
+from lissom.edits.linear import store_linear
 from lissom.errors import LissomError
 from lissom.nn.binary import BinaryLinear
 from lissom.nn.levels import ATTENTION, AttentionLevels, Levels, Rule, level_attention
@@ -44,7 +44,7 @@ class PackBinary(Edit):
                 levels = None if self.bits is None else Levels(self.bits, positive=path in self.positive)
                 return BinaryLinear(columns, rows, planes=self.planes, levels=levels, rounds=self.rounds, **named)
 
-            _store_linear(model, path, make)
+            store_linear(model, path, make)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import nn
 
 from lissom.edits.edit import EDIT_MISFIT, Edit
-from lissom.edits.linear import _store_linear
+from lissom.edits.linear import store_linear
 from lissom.errors import LissomError
 from lissom.nn.grouped import GroupedLinear
 
@@ -31,4 +31,4 @@ class PackGroups(Edit):
         if self.group < 1:
             raise LissomError(EDIT_MISFIT, f"groups of {self.group} columns", place=", ".join(self.linears)[:200])
         for path in self.linears:
-            _store_linear(model, path, functools.partial(GroupedLinear, bits=self.bits, group=self.group))
+            store_linear(model, path, functools.partial(GroupedLinear, bits=self.bits, group=self.group))

@@ -8,7 +8,7 @@ import functools
 from torch import nn
 
 from lissom.edits.edit import EDIT_MISFIT, Edit
-from lissom.edits.linear import _store_linear
+from lissom.edits.linear import store_linear
 from lissom.errors import LissomError
 from lissom.nn.input_groups import InputGroupsLinear
 
@@ -30,7 +30,7 @@ class PackInputGroups(Edit):
         if not 1 <= self.groups <= 256:
             raise LissomError(EDIT_MISFIT, f"{self.groups} groups of columns, of 1 to 256", place="PackInputGroups")
         for path in self.linears:
-            _store_linear(model, path, functools.partial(InputGroupsLinear, groups=self.groups))
+            store_linear(model, path, functools.partial(InputGroupsLinear, groups=self.groups))
 
     def settle(self, model: nn.Module, later: tuple[Edit, ...] = ()) -> None:
         """Refuse groups that there are not: numbers from a file are nobody's word."""

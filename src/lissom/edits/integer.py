@@ -11,7 +11,7 @@ from torch import nn
 from lissom.anatomy import Block, Slot, dissect
 from lissom.anatomy.dissect import family_of
 from lissom.edits.edit import EDIT_MISFIT, Edit
-from lissom.edits.linear import _place
+from lissom.edits.linear import device_and_dtype
 from lissom.errors import LissomError
 from lissom.nn import Int8Embedding, KroneckerLinear, LoraLinear, LowRankLinear
 from lissom.nn.integer_layers import (
@@ -45,7 +45,7 @@ class PackInteger(Edit):
         """Replace the modules; no number is filled in yet."""
         for block in integer_blocks(model):
             for path, module in _layers(block, self.activation):
-                _put(model, path, module, _place(block.attention.q)[1])
+                _put(model, path, module, device_and_dtype(block.attention.q)[1])
         for path in self.tables:
             table = _table(model, path)
             made = IntegerEmbedding(table.num_embeddings, table.embedding_dim, table.padding_idx, table.weight.device)
@@ -89,7 +89,7 @@ def _layers(block: Block, activation: Activation) -> Iterable[tuple[str, nn.Modu
     thin = next((slot for slot in block.slots() if isinstance(slot.module, parted)), None)
     if thin is not None:
         raise LissomError(EDIT_MISFIT, "a map in two factors has no form in whole numbers", place=thin.path)
-    device, _ = _place(attention.q)
+    device, _ = device_and_dtype(attention.q)
     hidden = attention.q.in_features
     yield attention.path, IntegerAttention(hidden, attention.heads, attention.head_dim, device)
     yield _parent(attention.o), IntegerOutput(attention.o.in_features, hidden, device)

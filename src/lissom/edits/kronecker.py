@@ -7,7 +7,7 @@ import dataclasses
 from torch import nn
 
 from lissom.edits.edit import EDIT_MISFIT, Edit
-from lissom.edits.linear import _carry_bias, _linear, _place, _table
+from lissom.edits.linear import carry_bias, device_and_dtype, linear_at, table_at
 from lissom.errors import LissomError
 from lissom.nn import KroneckerEmbedding, KroneckerLinear
 
@@ -28,16 +28,16 @@ class Kronecker(Edit):
     def apply(self, model: nn.Module) -> None:
         """Replace the modules; the factors are not filled in yet."""
         for path, left in self.lefts.items():
-            slot = _linear(model, path)
+            slot = linear_at(model, path)
             whole = (slot.out_features, slot.in_features)
             right = (_divided(whole[0], left[0], path), _divided(whole[1], left[1], path))
-            device, dtype = _place(slot)
+            device, dtype = device_and_dtype(slot)
             bias = slot.bias
             made = KroneckerLinear(left, right, bias=bias is not None, device=device, dtype=dtype)
-            _carry_bias(bias, made.bias)
+            carry_bias(bias, made.bias)
             slot.swap(made.train(slot.module.training))
         for path, parts in self.tables.items():
-            table = _table(model, path)
+            table = table_at(model, path)
             _divided(table.embedding_dim, parts, path)
             weight = table.weight
             thin = KroneckerEmbedding(

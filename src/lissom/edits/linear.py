@@ -18,7 +18,8 @@ from lissom.nn import Int8Embedding, Int8Linear, LowBitEmbedding, LowBitLinear, 
 from lissom.nn.static import StaticInt8Linear
 
 
-def _linear(model: nn.Module, path: str) -> Slot:
+def linear_at(model: nn.Module, path: str) -> Slot:
+    """The linear map at `path`. Raises LissomError LSM-451 when there is none."""
     try:
         module = model.get_submodule(path)
     except AttributeError:
@@ -28,14 +29,15 @@ def _linear(model: nn.Module, path: str) -> Slot:
     return Slot(model, path)
 
 
-def _place(slot: Slot) -> tuple[torch.device, torch.dtype]:
+def device_and_dtype(slot: Slot) -> tuple[torch.device, torch.dtype]:
     """Where a linear map is and in which floating dtype it answers; a packed one has buffers only."""
     tensor = next(itertools.chain(slot.module.parameters(), slot.module.buffers()))
     packed = (one.dtype for one in slot.module.modules() if isinstance(one, Int8Linear))
     return tensor.device, next(packed, tensor.dtype)
 
 
-def _carry_bias(bias: Tensor | None, into: Tensor | None) -> None:
+def carry_bias(bias: Tensor | None, into: Tensor | None) -> None:
+    """Copy a bias into that of the map that takes over, where both are there and hold numbers."""
     if bias is not None and into is not None and not bias.is_meta:
         into.data.copy_(bias.detach())
 
@@ -53,16 +55,16 @@ class Factorize(Edit):
     def apply(self, model: nn.Module) -> None:
         """Replace the maps; the factors are not filled in yet."""
         for path, rank in self.ranks.items():
-            slot = _linear(model, path)
+            slot = linear_at(model, path)
             if not 1 <= rank <= min(slot.in_features, slot.out_features):
                 limit = min(slot.in_features, slot.out_features)
                 raise LissomError(EDIT_MISFIT, f"rank {rank} is outside 1 to {limit}", place=path)
-            device, dtype = _place(slot)
+            device, dtype = device_and_dtype(slot)
             bias = slot.bias
             module = LowRankLinear(
                 slot.in_features, slot.out_features, rank, bias=bias is not None, device=device, dtype=dtype
             )
-            _carry_bias(bias, module.bias)
+            carry_bias(bias, module.bias)
             slot.swap(module.train(slot.module.training))
 
 
@@ -78,35 +80,36 @@ class MultiplyOut(Edit):
     def apply(self, model: nn.Module) -> None:
         """Replace the maps; the weights are not filled in yet."""
         for path in self.linears:
-            slot = _linear(model, path)
-            device, dtype = _place(slot)
+            slot = linear_at(model, path)
+            device, dtype = device_and_dtype(slot)
             bias = slot.bias
             module = nn.Linear(slot.in_features, slot.out_features, bias is not None, device=device, dtype=dtype)
-            _carry_bias(bias, module.bias)
+            carry_bias(bias, module.bias)
             slot.swap(module.train(slot.module.training))
 
 
-def _table(model: nn.Module, path: str) -> nn.Embedding:
+def table_at(model: nn.Module, path: str) -> nn.Embedding:
+    """The plain embedding table at `path`. Raises LissomError LSM-451 when there is none."""
     table = model.get_submodule(path) if path in dissect(model).embeddings else None
     if type(table) is not nn.Embedding:  # a subclass computes something more
         raise LissomError(EDIT_MISFIT, "no plain embedding table stands here", place=path)
     return table
 
 
-def _store_linear(model: nn.Module, path: str, make: Callable[..., Int8Linear]) -> None:
+def store_linear(model: nn.Module, path: str, make: Callable[..., Int8Linear]) -> None:
     """Put a packed layer in the place of a linear map. make: called with its shape, `bias` and `device`."""
-    slot = _linear(model, path)
-    device, dtype = _place(slot)
+    slot = linear_at(model, path)
+    device, dtype = device_and_dtype(slot)
     bias = slot.bias
     module = make(slot.in_features, slot.out_features, bias=bias is not None, device=device)
     module.dtype = dtype
-    _carry_bias(bias, module.bias)
+    carry_bias(bias, module.bias)
     slot.swap(module.train(slot.module.training))
 
 
-def _store_table(model: nn.Module, path: str, make: Callable[..., Int8Embedding]) -> None:
+def store_table(model: nn.Module, path: str, make: Callable[..., Int8Embedding]) -> None:
     """Put a packed table in the place of a plain one. make: called with its shape, `padding_idx` and `device`."""
-    table = _table(model, path)
+    table = table_at(model, path)
     module = make(table.num_embeddings, table.embedding_dim, padding_idx=table.padding_idx, device=table.weight.device)
     module.dtype = table.weight.dtype
     model.set_submodule(path, module.train(table.training))
@@ -134,9 +137,9 @@ class Pack(Edit):
             raise LissomError(EDIT_MISFIT, "inputs with a fixed scale have none a token", place="Pack")
         for path in self.linears:
             made = StaticInt8Linear if self.static else functools.partial(Int8Linear, per_token=self.per_token)
-            _store_linear(model, path, made)
+            store_linear(model, path, made)
         for path in self.embeddings:
-            _store_table(model, path, Int8Embedding)
+            store_table(model, path, Int8Embedding)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -159,6 +162,6 @@ class PackBits(Edit):
         """Replace the modules; codes and scales are not filled in yet."""
         make = functools.partial(LowBitLinear, bits=self.bits, rounds=self.rounds, per_token=self.per_token)
         for path in self.linears:
-            _store_linear(model, path, make)
+            store_linear(model, path, make)
         for path in self.embeddings:
-            _store_table(model, path, functools.partial(LowBitEmbedding, bits=self.bits))
+            store_table(model, path, functools.partial(LowBitEmbedding, bits=self.bits))

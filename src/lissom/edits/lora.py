@@ -7,7 +7,7 @@ import dataclasses
 from torch import nn
 
 from lissom.edits.edit import EDIT_MISFIT, Edit
-from lissom.edits.linear import _linear, _place
+from lissom.edits.linear import device_and_dtype, linear_at
 from lissom.errors import LissomError
 from lissom.nn import LoraLinear
 
@@ -25,12 +25,12 @@ class AddLora(Edit):
     def apply(self, model: nn.Module) -> None:
         """Wrap the maps; the deltas are not filled in yet."""
         for path, rank in self.ranks.items():
-            slot = _linear(model, path)
+            slot = linear_at(model, path)
             if isinstance(slot.module, LoraLinear):
                 raise LissomError(EDIT_MISFIT, "this map has a delta already", place=path)
             limit = min(slot.in_features, slot.out_features)
             if not 1 <= rank <= limit:
                 raise LissomError(EDIT_MISFIT, f"rank {rank} is outside 1 to {limit}", place=path)
-            device, dtype = _place(slot)
+            device, dtype = device_and_dtype(slot)
             made = LoraLinear(slot.module, slot.in_features, slot.out_features, rank, device=device, dtype=dtype)
             slot.swap(made.train(slot.module.training))

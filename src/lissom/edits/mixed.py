@@ -9,7 +9,7 @@ from typing import Literal
 from torch import nn
 
 from lissom.edits.edit import EDIT_MISFIT, Edit
-from lissom.edits.linear import _linear, _store_linear
+from lissom.edits.linear import linear_at, store_linear
 from lissom.errors import LissomError
 from lissom.nn.mixed_bits import MixedBitLinear
 
@@ -29,7 +29,7 @@ class PackRows(Edit):
     def apply(self, model: nn.Module) -> None:
         """Replace the modules; codes and scales are not filled in yet."""
         for path, runs in self.runs.items():
-            rows, found = _linear(model, path).out_features, sum(count for _, count in runs)
+            rows, found = linear_at(model, path).out_features, sum(count for _, count in runs)
             if found != rows or any(count < 1 for _, count in runs):
                 raise LissomError(EDIT_MISFIT, f"runs of {found} rows in a matrix of {rows}", place=path)
-            _store_linear(model, path, functools.partial(MixedBitLinear, runs=runs, rounds=self.rounds))
+            store_linear(model, path, functools.partial(MixedBitLinear, runs=runs, rounds=self.rounds))

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import nn
 
 from lissom.edits.edit import EDIT_MISFIT, Edit
-from lissom.edits.linear import _store_linear, _store_table
+from lissom.edits.linear import store_linear, store_table
 from lissom.errors import LissomError
 from lissom.nn.palette import PaletteEmbedding, PaletteLinear
 
@@ -40,9 +40,9 @@ class Palette(Edit):
         if stray:
             raise LissomError(EDIT_MISFIT, "outliers of what is not stored in few bits", place=stray[0][:200])
         for path in self.linears:
-            _store_linear(model, path, self._bounded(PaletteLinear, path))
+            store_linear(model, path, self._bounded(PaletteLinear, path))
         for path in self.embeddings:
-            _store_table(model, path, self._bounded(PaletteEmbedding, path))
+            store_table(model, path, self._bounded(PaletteEmbedding, path))
 
     def _bounded(self, kind: Callable[..., Any], path: str) -> Callable[..., Any]:
         count = self.outliers.get(path, 0)

@@ -7,7 +7,7 @@ import dataclasses
 from torch import nn
 
 from lissom.edits.edit import EDIT_MISFIT, Edit
-from lissom.edits.linear import _linear, _place
+from lissom.edits.linear import device_and_dtype, linear_at
 from lissom.errors import LissomError
 from lissom.nn import ScaledLinear
 
@@ -25,8 +25,8 @@ class ScaleInputs(Edit):
     def apply(self, model: nn.Module) -> None:
         """Wrap the maps; factors are 1 until they are filled in."""
         for path in self.linears:
-            slot = _linear(model, path)
+            slot = linear_at(model, path)
             if isinstance(slot.module, ScaledLinear):
                 raise LissomError(EDIT_MISFIT, "this map multiplies its inputs already", place=path)
-            made = ScaledLinear(slot.module, slot.in_features, device=_place(slot)[0])
+            made = ScaledLinear(slot.module, slot.in_features, device=device_and_dtype(slot)[0])
             slot.swap(made.train(slot.module.training))

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from lissom.edits.edit import EDIT_MISFIT, Edit
-from lissom.edits.linear import _store_linear
+from lissom.edits.linear import store_linear
 from lissom.errors import LissomError
 from lissom.nn.split import SplitInt8Linear
 
@@ -33,7 +33,7 @@ class PackSplit(Edit):
                     raise LissomError(EDIT_MISFIT, cause, place=path)
                 return SplitInt8Linear(width, rows, outliers=count, **named)
 
-            _store_linear(model, path, make)
+            store_linear(model, path, make)
 
     def settle(self, model: nn.Module, later: tuple[Edit, ...] = ()) -> None:
         """Refuse columns that there are not: numbers from a file are nobody's word."""

@@ -8,7 +8,7 @@ from typing import Any, cast
 from torch import nn
 
 from lissom.edits.edit import EDIT_MISFIT, Edit
-from lissom.edits.linear import Factorize, _table
+from lissom.edits.linear import Factorize, table_at
 from lissom.errors import LissomError
 from lissom.nn import LowRankLinear, ThinEmbedding
 
@@ -29,7 +29,7 @@ class FactorizeTable(Edit):
 
     def apply(self, model: nn.Module) -> None:
         """Replace the table and the heads; the factors are not filled in yet."""
-        table = _table(model, self.path)
+        table = table_at(model, self.path)
         if not 1 <= self.rank <= table.embedding_dim:
             cause = f"rank {self.rank} is outside 1 to {table.embedding_dim}"
             raise LissomError(EDIT_MISFIT, cause, place=self.path)
