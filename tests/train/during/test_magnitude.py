@@ -8,6 +8,7 @@ from torch import nn
 
 from lissom.anatomy import dissect
 from lissom.edits import Editor
+from lissom.errors import LissomError
 from lissom.train.during.magnitude import Magnitude, Mask
 from lissom.train.during.weights import transform
 from tests import tiny
@@ -135,7 +136,58 @@ def test_a_table_of_embeddings_that_the_head_shares(tmp_path):
     reloaded(model, tmp_path / "saved")
 
 
-@pytest.mark.parametrize("options", [{}, {"by": "platon", "across": "model"}], ids=["magnitude", "platon"])
+def shaken(model, seed):
+    """Other numbers in the place of every parameter."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for one in model.parameters():
+            one.copy_(torch.randn(one.shape, generator=generator))
+    return [one.clone() for one in model.parameters()]
+
+
+@pytest.mark.parametrize("rewind", [0.0, 0.1])
+def test_survivors_return_to_what_they_were(rewind):
+    model, acting = begin(sparsity=0.5, warmup=0.2, refreshes=5, rewind=rewind)
+    acting.at(0.0)
+    first = [one.detach().clone() for one in model.parameters()]
+    early = shaken(model, 1)
+    acting.at(0.1)
+    for progress in (0.4, 0.6, 0.8):
+        trained = shaken(model, int(progress * 10))
+        acting.at(progress)
+        wanted = early if rewind else first
+        for one, back, last in zip(model.parameters(), wanted, trained, strict=True):
+            assert bool(((one == back) | (one == 0)).all())
+            assert bool(last.abs()[one == 0].mean() < last.abs()[one != 0].mean()) or not bool((one == 0).any())
+    shaken(model, 9)
+    acting.at(0.9)  # the share stays, and so do the numbers
+    assert not any(torch.equal(one, back) for one, back in zip(model.parameters(), wanted, strict=True))
+    assert zeros(model)[0] == sum(int(one.numel() / 2 + 0.5) for one in weights(model))
+
+
+def test_the_optimizer_forgets_when_weights_return(tmp_path):
+    """With one step after the last return, the survivors are one step of a new optimizer from the start."""
+    start = weights(tiny.model("bert", CLASSIFIER))
+    options = {"sparsity": 0.5, "warmup": 0.1, "cooldown": 0.1, "refreshes": 1, "rewind": 0}
+    model = run(tmp_path, [Magnitude(**options)], weight_decay=0.0)
+    for before, after in zip(start, weights(model), strict=True):
+        moved = (after - before)[after != 0].abs()
+        assert 0.99 * moved.max() < moved.median() < 1e-3, "the first step of Adam is as long for every weight"
+
+
+def test_a_late_rewind_is_refused():
+    with pytest.raises(LissomError, match=r"LSM-318 while: rewind 0\.5 is later than warmup 0\.1"):
+        Magnitude(rewind=0.5).check(dissect(tiny.model("bert")), None)
+
+
+RESUMED = {
+    "magnitude": {},
+    "platon": {"by": "platon", "across": "model"},
+    "rewind": {"rewind": 0.1, "across": "model"},
+}
+
+
+@pytest.mark.parametrize("options", RESUMED.values(), ids=RESUMED)
 def test_an_interrupted_run_continues_to_the_same_bytes(tmp_path, options):
     during = [Magnitude(sparsity=0.6, refreshes=4, **options)]
     whole = run(tmp_path / "whole", during)

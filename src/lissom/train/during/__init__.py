@@ -12,6 +12,7 @@ from lissom.train.during.magnitude import Magnitude
 from lissom.train.during.meta import Meta
 from lissom.train.during.movement import Movement
 from lissom.train.during.product_quant import ProductQuant
+from lissom.train.during.proximal import Proximal
 from lissom.train.during.replace_modules import ReplaceModules
 from lissom.train.during.search_bits import SearchBits
 from lissom.train.during.split_binary import SplitBinary
@@ -29,6 +30,7 @@ DURING: dict[str, type[During]] = {
     "meta": Meta,
     "movement": Movement,
     "product_quant": ProductQuant,
+    "proximal": Proximal,
     "replace_modules": ReplaceModules,
     "search_bits": SearchBits,
     "split_binary": SplitBinary,

@@ -4,10 +4,12 @@
     I <- 0.85 I + 0.15 |w · dL/dw|        U <- 0.95 U + 0.05 | |w · dL/dw| - I |
 
 Removed weights are set to zero after each step. With magnitude they get no gradient and stay zero; with platon they get
-one, and come back when they have become important.
+one, and come back when they have become important. With rewind, whenever a mask takes more away, all other weights go
+back to what they were at that share of the run: with 0 a lottery ticket, by `refreshes` rounds at most.
 Sources: Zhu and Gupta 2017, section 3; See et al. 2016 (how to rank); Gordon et al. 2020 (Compressing BERT); Zhang et
-al. 2022 (PLATON), section 3; Zafrir et al. 2021 (Prune once for all) for locked. Ours: Zhu and Gupta keep the values
-behind their masks and may bring them back.
+al. 2022 (PLATON), section 3; Zafrir et al. 2021 (Prune once for all) for locked; Frankle and Carbin 2019, section 1,
+for rewind. Ours: Zhu and Gupta keep the values behind their masks and may bring them back; with rewind the learning
+rate falls over all rounds together, and the share that goes in each follows the cubic schedule.
 """
 
 from __future__ import annotations
@@ -21,8 +23,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from lissom.errors import LissomError
 from lissom.train.during.base import Acting, During
 from lissom.train.during.masks import Plan, Schedule, check_shares, lowest_of
+from lissom.train.during.rewind import Rewind
 from lissom.train.during.weights import original, trained, untransform
 
 if TYPE_CHECKING:
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
 
     from lissom.anatomy import Anatomy
     from lissom.edits import Editor
+    from lissom.train.engine import Engine
 
 _log = logging.getLogger(__name__)
 _IMPORTANCE, _UNCERTAINTY = 0.85, 0.95  # beta 1 and beta 2 of PLATON
@@ -62,11 +67,20 @@ class Magnitude(During):
         float, Field(ge=0, le=1, description="share of the run at full sparsity; 1: from the start")
     ] = 0.2
     refreshes: Annotated[int, Field(ge=1, description="how often in the run the mask is chosen anew")] = 100
+    rewind: Annotated[
+        float | None,
+        Field(
+            ge=0, lt=1, description="share of the run to whose weights the others return with each mask; 0: the start"
+        ),
+    ] = None
 
     def check(self, anatomy: Anatomy, teacher: PreTrainedModel | None) -> None:
-        """Raises LSM-318 when warmup and cooldown are more than the whole run."""
+        """Raises LSM-318 when warmup and cooldown are more than the whole run, or rewind lies after warmup."""
         if self.cooldown < 1:
             check_shares(self.warmup, self.cooldown)
+        if self.rewind is not None and self.rewind > self.warmup:
+            cause = f"rewind {self.rewind:g} is later than warmup {self.warmup:g}, when the first weights go"
+            raise LissomError(318, cause, place="while", remedy="Lower it.")
 
     def begin(self, editor: Editor, teacher: PreTrainedModel | None) -> Acting:
         """Put a mask before each weight that keeps all of it, or with `locked` all that is not zero."""
@@ -114,6 +128,8 @@ class _Shrinking(Acting):
         self.made = plan.carry_out()
         if options.locked and all(bool(one.keep.all()) for one in self.masks):
             _log.warning("magnitude is locked to the zeros that are there, and no weight is zero")
+        self.rewind = None if options.rewind is None or options.locked else Rewind(self.model, options.rewind)
+        self.gone = 0.0  # share that the last mask took away
         self.gradients: dict[int, Tensor] = {}
         hooks = enumerate(self.stored) if self.platon else ()
         self.hooks = [cast("Any", one).register_post_accumulate_grad_hook(self._note(i)) for i, one in hooks]
@@ -133,6 +149,8 @@ class _Shrinking(Acting):
     @torch.no_grad()
     def at(self, progress: float) -> None:
         due = self.schedule.move(progress)
+        if self.rewind is not None:
+            self.rewind.at(progress)
         for index, gradient in self.gradients.items():
             self.masks[index].learn(self.stored[index], gradient)
         self.gradients.clear()
@@ -141,8 +159,15 @@ class _Shrinking(Acting):
             gone = lowest_of(self._scores(), self.schedule.share, together=together)
             for mask, lost in zip(self.masks, gone, strict=True):
                 mask.keep.copy_(~lost)
+            if self.rewind is not None and self.schedule.share > self.gone:
+                self.rewind.back()
+            self.gone = self.schedule.share
         for mask, tensor in zip(self.masks, self.stored, strict=True):
             tensor.mul_(mask.keep)
+
+    def before(self, engine: Engine, inputs: Mapping[str, Tensor]) -> None:
+        if self.rewind is not None:
+            self.rewind.before(engine)
 
     def _scores(self) -> list[Tensor]:
         if self.platon:
@@ -158,10 +183,14 @@ class _Shrinking(Acting):
         return self.options.locked or self.schedule.settled
 
     def state(self) -> dict[str, Tensor]:
-        return self.schedule.state()
+        gone = {"gone": torch.tensor(self.gone, dtype=torch.float64)}
+        return self.schedule.state() | (gone | self.rewind.state() if self.rewind is not None else {})
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         self.schedule.load(state)
+        if self.rewind is not None:
+            self.gone = float(state["gone"])
+            self.rewind.load(state)
 
     def bake(self) -> None:
         self._unhook()
