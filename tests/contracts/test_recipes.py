@@ -50,8 +50,18 @@ ENCODER_DECODERS = {"dq-bart", "recurrent-stacking", "tied-transformer"}
 NEW_STUDENT = {"well-read-students"}
 """Recipes that cut nothing: the student is another model, and the original is given as its teacher."""
 LOSES = {
-    *("movement", "magnitude", "l0", "fake_quant", "product_quant", "group_quant", "binarize", "split_binary"),
-    *("replace_modules", "layer_drop", "search_bits", "sub_networks"),
+    *(
+        "movement",
+        "magnitude",
+        "proximal",
+        "l0",
+        "fake_quant",
+        "product_quant",
+        "group_quant",
+        "binarize",
+        "split_binary",
+    ),
+    *("proximal", "replace_modules", "layer_drop", "search_bits", "sub_networks"),
 }
 """What takes something away while it trains, so that the loss rises first: it has to fall from its peak."""
 TURNS = {
@@ -388,6 +398,8 @@ PROMISES = {
     "rewind": nothing,
     "prune_weights": zeros,
     "sparsegpt": zeros,
+    "obert": zeros,
+    "proximal": zeros,
     "sub_networks": narrower,
     "l0": gated,
     "movement": zeros,

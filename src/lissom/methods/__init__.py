@@ -23,6 +23,7 @@ _CLASSES = {
     "prune_weights": "pruning.prune_weights.PruneWeights",
     "sparsegpt": "pruning.sparsegpt.Sparsegpt",
     "prune_vocab": "pruning.prune_vocab.PruneVocab",
+    "obert": "pruning.obert.Obert",
     "svd": "low_rank.svd.Svd",
     "factorize_vocabulary": "low_rank.factorize_vocabulary.FactorizeVocabulary",
     "kronecker": "low_rank.kronecker.Kronecker",

@@ -75,6 +75,14 @@ def test_models_are_pruned(kind):
     assert torch.isfinite(tiny.outputs(editor.model, inputs)).all()
 
 
+def test_zeros_stay_zero():
+    weight, x = correlated(8, 40)
+    upper = inverse_factor(2 * x.t() @ x, damp=0.01)
+    once = Sparsegpt(ratio=0.5).solve(weight, upper)
+    assert torch.equal(Sparsegpt(ratio=0.5).solve(once, upper), once)
+    assert bool((Sparsegpt(ratio=0.25).solve(once, upper)[once == 0] == 0).all())
+
+
 def test_refusals():
     with pytest.raises(LissomError, match=r"LSM-317"):
         Sparsegpt().apply(Editor(tiny.model("bert")), Given())

@@ -59,13 +59,14 @@ class Sparsegpt(Zeros):
         """The weight (out, in) float32 with zeros, a new tensor. upper: (in, in), from `inverse_factor`."""
         span = _SPAN if self.kept_of is None else self.kept_of[1]
         rest = weight.t().contiguous().clone()  # a column of weights is a row here: side by side
-        made, gone = torch.empty_like(rest), torch.empty_like(rest, dtype=torch.bool)
+        made, gone, zero = torch.empty_like(rest), torch.empty_like(rest, dtype=torch.bool), rest == 0
         c = upper.diagonal()[:, None]
 
         def change(j: int) -> Tensor:
             if j % span == 0:
                 group = slice(j, j + span)
-                gone[group] = self.lowest((rest[group] / c[group]).square().t()).t()
+                scores = (rest[group] / c[group]).square().masked_fill(zero[group], 0)
+                gone[group] = self.lowest(scores.t()).t() | zero[group]  # zeros that are there stay
             made[j] = rest[j].masked_fill(gone[j], 0)
             return made[j]
 

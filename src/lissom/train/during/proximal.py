@@ -2,13 +2,14 @@
 
     w <- sign(w) · max(|w| - strength · Δ · α, 0)        α = m² / (|w_t| + m / 100)
 
-after each step, Δ the share of the run that it took, m the median |w| of the matrix at first, and w_t the weight when α
-was set last. The optimizer sees the loss alone, so that the pull stays out of its moments. A weight that no gradient
-holds vanishes during a whole run if |w|² < strength · m². A matrix is pulled only while it has fewer zeros than the cubic
-schedule wants; at its end the lowest |w| fill up to `sparsity`, and the zeros stay.
+after each step, Δ the share of the run that it took, m the |w| below which the share `sparsity` of the matrix lay at
+first, and w_t the weight when α was set last. The optimizer sees the loss alone, so that the pull stays out of its
+moments. A weight that no gradient holds vanishes during a whole run if |w|² < strength · m². A matrix is pulled only
+while it has fewer zeros than the cubic schedule wants; at its end the lowest |w| fill up to `sparsity`, and the zeros
+stay.
 Source: Guo et al. 2019, "Reweighted proximal pruning for large-scale language representation", section 3, algorithm 1.
-Ours: the scale m², so that strength means the same in every matrix; the schedule, where the paper chooses gamma by hand;
-one step size for the pull, not the learning rate's.
+Ours: the scale m², so that strength means the same in every matrix; the schedule, where the paper chooses gamma by
+hand; one step size for the pull, not the learning rate's.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from lissom.anatomy import Anatomy
     from lissom.edits import Editor
 
-_SMALLEST = 0.01  # epsilon, in units of the median
+_SMALLEST = 0.01  # epsilon, in units of m
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,10 @@ class Proximal(During):
     sparsity: Annotated[
         float, Field(ge=0, lt=1, description="share of the weights in each matrix that is removed at the end")
     ] = 0.5
-    strength: Annotated[float, Field(gt=0, le=1e6, description="of the pull, see above")] = 10.0
+    strength: Annotated[
+        float,
+        Field(gt=0, le=1e6, description="of the pull; with 1 a whole run takes what is to go, if nothing holds it"),
+    ] = 2.0
     warmup: Annotated[float, Field(ge=0, le=1, description="share of the run before anything is pulled")] = 0.0
     cooldown: Annotated[float, Field(ge=0, le=1, description="share of the run at full sparsity, without pull")] = 0.3
     refreshes: Annotated[int, Field(ge=1, description="how often in the run the pull is set anew")] = 10
@@ -65,13 +69,14 @@ class Pull(nn.Module):
 
     keep: Tensor
     alpha: Tensor
-    median: Tensor
+    size: Tensor
 
-    def __init__(self, tensor: Tensor) -> None:
+    def __init__(self, tensor: Tensor, sparsity: float) -> None:
         super().__init__()
         self.register_buffer("keep", torch.ones_like(tensor, dtype=torch.bool))
         self.register_buffer("alpha", torch.zeros_like(tensor, requires_grad=False))
-        self.register_buffer("median", tensor.detach().float().abs().median().clamp_min(1e-12))
+        place = max(1, int(sparsity * tensor.numel() + 0.5))
+        self.register_buffer("size", tensor.detach().float().abs().flatten().kthvalue(place).values.clamp_min(1e-12))
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight with zeros where it is not kept."""
@@ -79,7 +84,7 @@ class Pull(nn.Module):
 
     def set(self, weight: Tensor) -> None:
         """Pull by the weights as they are now."""
-        self.alpha.copy_(self.median.square() / (weight.abs() + _SMALLEST * self.median))
+        self.alpha.copy_(self.size.square() / (weight.abs() + _SMALLEST * self.size))
 
     def pull(self, weight: Tensor, length: float) -> None:
         """One proximal step, in place."""
@@ -99,7 +104,7 @@ class _Pulling(Acting):
 
     def _pull(self, tensor: Tensor) -> nn.Module:
         self.stored.append(tensor)
-        self.pulls.append(Pull(tensor))
+        self.pulls.append(Pull(tensor, self.options.sparsity))
         return self.pulls[-1]
 
     @torch.no_grad()
