@@ -61,6 +61,9 @@ class LissomQuantizer(HfQuantizer):
         found = {name: shape for path in paths for name, (_, shape) in check_safetensors(Path(path)).items()}
         if [type(model).__name__] == model.config.architectures:
             _compare(model, {**tied, **model.all_tied_weights_keys}, found, str(next(iter(paths), WEIGHTS)))
+            for module in model.modules():  # nothing is missing, and what some families fill in anew may be packed
+                if not module._non_persistent_buffers_set:
+                    module._is_hf_initialized = True  # type: ignore[assignment]
         else:  # another head takes what it knows and no more
             given = sum(math.prod(one) * (8 if name.endswith(".weight_mask") else 1) for name, one in found.items())
             check_implied(model, given, str(next(iter(paths), WEIGHTS)))

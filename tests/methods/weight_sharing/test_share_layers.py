@@ -16,7 +16,7 @@ from lissom.errors import LissomError
 from lissom.export import export
 from lissom.measure.flops import model_flops
 from lissom.measure.size import parameters
-from lissom.methods import Given
+from lissom.methods import METHODS, Given
 from lissom.methods.weight_sharing import start
 from lissom.methods.weight_sharing.share_layers import ShareLayers, sets
 from tests import tiny
@@ -188,6 +188,33 @@ def test_the_error_of_a_fit_by_hand():
     assert float(use.error(model, 0)) == pytest.approx(0, abs=1e-10)
     real = batch["attention_mask"].bool()
     assert float(use.added) == pytest.approx(float((call.out - call.hidden)[real].square().mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("by", ["answers", "hessian"])
+def test_shared_maps_get_the_same_bits(by: str, tmp_path: Path):
+    model = tiny.model("bert", "AutoModelForSequenceClassification")
+    editor = Editor(model)
+    ShareLayers(unique=1, parts="ffn" if by == "hessian" else "all").apply(editor, Given())
+    did = METHODS["mixed"](bits=3.5, group=8, by=by).apply(editor, given(tmp_path))
+    widths = {path: bits for path, bits in did["bits"].items() if by == "answers" or path.endswith("output.dense")}
+    of_layers = [
+        [bits for path, bits in widths.items() if f"layer.{i}." in path and "attention" not in path] for i in (0, 2)
+    ]
+    assert of_layers[0] == of_layers[1] != []
+    inputs = tiny.batch(model)
+    lissom.save(model, tmp_path / "out")
+    assert torch.equal(tiny.outputs(lissom.load(tmp_path / "out"), inputs), tiny.outputs(model, inputs))
+
+
+@pytest.mark.parametrize("name", ["codebook", "prune_weights", "int8"])
+def test_shared_layers_of_a_family_that_fills_maps_in_anew_are_loaded(name: str, tmp_path: Path):
+    """GPT-2 draws the weights of c_proj where a file lacks them, and here another layer's name has them."""
+    model = tiny.model("gpt2", "AutoModelForCausalLM")
+    ShareLayers(unique=1, lora=2).apply(Editor(model), Given())
+    METHODS[name]().apply(Editor(model), given(tmp_path))
+    inputs = tiny.batch(model)
+    lissom.save(model, tmp_path / "out")
+    assert torch.equal(tiny.outputs(lissom.load(tmp_path / "out"), inputs), tiny.outputs(model, inputs))
 
 
 def test_layers_are_shared_again():

@@ -166,13 +166,13 @@ class Mixed(Method):
         return {path: self.choices[k] for unit, k in zip(units, chosen, strict=True) for path in unit}
 
     def _units(self, editor: Editor, maps: list[Slot]) -> list[list[str]]:
-        """The maps that get the same width: each by itself, or those of a block."""
-        if self.by != "hessian":
-            return [[slot.path] for slot in maps]
+        """The maps that get the same width: those of one weight; or those of a block, and what shares with it."""
         blocks = [block.path for stack in editor.anatomy().stacks for block in stack.blocks]
+        first: dict[int, str] = {}
         together: dict[str, list[str]] = {}
         for slot in maps:
-            together.setdefault(_block(slot, blocks), []).append(slot.path)
+            own = slot.path if self.by != "hessian" else _block(slot, blocks)
+            together.setdefault(first.setdefault(id(slot.module.weight), own), []).append(slot.path)
         return list(together.values())
 
     def _budget(self, editor: Editor, maps: list[Slot]) -> int:
