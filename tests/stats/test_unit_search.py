@@ -7,7 +7,63 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lissom.stats.unit_search import rearrange, search
+from lissom.stats.unit_latency import Saved, UnitLatency, unit_latency
+from lissom.stats.unit_search import fastest, rearrange, search
+from tests import tiny
+
+HEADS, NEURONS = ("encoder", "heads"), ("encoder", "neurons")
+TABLE = UnitLatency(
+    whole=10.0,
+    saved={  # both layers save 2 s with half of their heads, 6 s or 4 s with a quarter or half of their neurons
+        HEADS: Saved(shares=(0.5, 1.0), seconds=(2.0, 0.0)),
+        NEURONS: Saved(shares=(0.25, 0.5, 1.0), seconds=(6.0, 4.0, 0.0)),
+    },
+    units={"o1": (HEADS, 2), "o2": (HEADS, 2), "down1": (NEURONS, 4), "down2": (NEURONS, 4)},
+)
+READERS = [["o1"], ["o2"], ["down1"], ["down2"]]
+IMPORTANCE = [
+    torch.tensor([5.0, 0.5]),
+    torch.tensor([3.0, 4.0]),
+    torch.tensor([1.0, 9.0, 1.0, 9.0]),
+    torch.tensor([9.0, 9.0, 1.0, 0.1]),
+]
+
+
+@pytest.mark.parametrize(
+    ("share", "kept"),
+    [
+        (1.0, ["11", "11", "1111", "1111"]),
+        (0.9, ["10", "11", "1111", "1111"]),  # 1 s is asked for: a head saves it for 0.5, neurons 2 s for 1.1
+        (0.8, ["11", "11", "1111", "1100"]),  # 2 s: 1.1 for half of the neurons of a layer; two heads lose 3.5
+        (0.5, ["10", "11", "0101", "1100"]),  # 5 s: 0.5 + 2 + 1.1
+        (0.2, ["10", "01", "0100", "1000"]),  # all of it
+    ],
+)
+def test_widths_of_a_table_of_times_by_hand(share: float, kept: list[str]):
+    found = fastest(TABLE, READERS, IMPORTANCE, share)
+    assert ["".join(str(int(unit)) for unit in one) for one in found] == kept
+
+
+def test_a_time_out_of_reach_is_named():
+    with pytest.raises(ValueError, match=r"0\.2"):
+        fastest(TABLE, READERS, IMPORTANCE, 0.1)
+
+
+@pytest.mark.parametrize("variant", ["llama", "bart"])
+def test_the_table_of_times_has_every_width(variant: str):
+    model = tiny.model(variant)
+    before = model.state_dict()
+    table = unit_latency(model, 4, rounds=1)
+    stacks = ("encoder", "decoder") if variant == "bart" else ("decoder",)
+    assert {kind[0] for kind in table.saved} == set(stacks)
+    assert (("decoder", "cross") in table.saved) == (variant == "bart")
+    assert table.whole > 0
+    for kind, saved in table.saved.items():
+        widest = 48 if kind[1] == "neurons" else 2 if variant == "llama" else 4
+        assert saved.shares == tuple((n + 1) / min(widest, 16) for n in range(min(widest, 16)))
+        assert saved.seconds[-1] == 0
+        assert list(saved.seconds) == sorted(saved.seconds, reverse=True)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_heads_and_neurons_share_a_budget_by_hand():

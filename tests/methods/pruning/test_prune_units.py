@@ -13,6 +13,7 @@ from lissom.methods import Given
 from lissom.methods.pruning.prune_heads import PruneHeads
 from lissom.methods.pruning.prune_units import PruneUnits
 from lissom.stats.unit_cost import unit_flops
+from lissom.stats.unit_latency import Saved, UnitLatency
 from tests import tiny
 
 HEAD = "AutoModelForSequenceClassification"
@@ -119,3 +120,25 @@ def test_a_budget_that_nothing_meets_is_refused_before_any_work():
         LissomError, match=r"LSM-318 flops: flops 0\.1 is less than one head and one neuron a layer need"
     ):
         PruneUnits(flops=0.1).check(editor.anatomy(), Given())
+
+
+def test_time_is_a_budget_too(monkeypatch: pytest.MonkeyPatch):
+    """With a table in which only neurons save time, heads stay."""
+
+    def table(model: object, tokens: int, **_: object) -> UnitLatency:
+        heads, neurons = ("encoder", "heads"), ("encoder", "neurons")
+        blocks = editor.anatomy().stacks[0].blocks
+        units = {block.attention.o.path: (heads, 4) for block in blocks}
+        return UnitLatency(
+            whole=1.0,
+            saved={heads: Saved(shares=(0.5, 1), seconds=(0, 0)), neurons: Saved(shares=(0.5, 1), seconds=(0.3, 0))},
+            units={**units, **{block.ffn.down.path: (neurons, 48) for block in blocks}},
+        )
+
+    monkeypatch.setattr("lissom.methods.pruning.prune_units.unit_latency", table)
+    editor = Editor(tiny.model("bert", HEAD))
+    PruneUnits(latency=0.8, length=8).apply(editor, texts())
+    (cut,) = editor.record.edits
+    assert sorted(map(len, cut.neurons)) == [24, 24, 48]  # two layers of three save 0.2 of 1
+    with pytest.raises(LissomError, match=r"LSM-318 latency: latency 0\.2 is less than one head and one neuron"):
+        PruneUnits(latency=0.2, length=8).apply(editor, texts())

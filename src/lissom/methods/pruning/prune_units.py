@@ -5,7 +5,10 @@ and neurons are then chosen together, so that the summed I of what goes is least
 layer by the layer's full Fisher information; and what reads them is fitted, layer by layer, so that each layer adds
 what it added before. The gates end in the weights, and the shapes shrink.
 
-Source: Kwon et al. 2022, "A fast post-training pruning framework for Transformers", sections 4.1 to 4.3. Differs: see
+With `latency` the budget is time as measured on this machine, from a table of what each width saves.
+
+Source: Kwon et al. 2022, "A fast post-training pruning framework for Transformers", sections 4.1 to 4.3; Kurtic et al.
+2023, "ZipLM", section 3.2, for the table. Differs: see
 `lissom.stats.unit_search` and `lissom.stats.refit`; by default whole columns are fitted, not one factor a unit.
 """
 
@@ -29,7 +32,8 @@ from lissom.methods.base import Given, Method, Need, Stage, check_gradients
 from lissom.stats.importance import gate_slopes, head_magnitude, neuron_magnitude
 from lissom.stats.refit import refit
 from lissom.stats.unit_cost import unit_flops
-from lissom.stats.unit_search import rearrange, search
+from lissom.stats.unit_latency import unit_latency
+from lissom.stats.unit_search import fastest, rearrange, search
 from lissom.train.during.units import Part, attentions, parts
 
 _LOOKING = 0.6  # share of the work that measuring takes
@@ -38,7 +42,7 @@ _USUAL = 32  # tokens of a text where there is none to look at
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PruneUnits(Method):
-    """Keep the heads and neurons that matter most within the share `flops` of the work."""
+    """Keep the heads and neurons that matter most within a share of the work, or of the time."""
 
     name: ClassVar[str] = "prune_units"
     stage: ClassVar[Stage] = Stage.WIDTH
@@ -49,9 +53,15 @@ class PruneUnits(Method):
     flops: Annotated[
         float, Field(gt=0, le=1, description="share of the blocks' operations that stays, attention's products counted")
     ] = 0.7
+    latency: Annotated[
+        float | None,
+        Field(
+            gt=0, le=1, description="instead: share of the model's time in torch on this machine that stays, measured"
+        ),
+    ] = None
     length: Annotated[
         int | None,
-        Field(ge=1, description="tokens of the text that operations are counted for; null: the data's median"),
+        Field(ge=1, description="tokens of the text that is counted or timed; null: the data's median"),
     ] = None
     by: Annotated[
         Literal["answers", "labels"],
@@ -67,8 +77,9 @@ class PruneUnits(Method):
     def check(self, anatomy: Anatomy, given: Given) -> None:
         """Raises LSM-713 for packed layers, LSM-318 for a budget that nothing meets."""
         check_gradients(anatomy)
-        found = parts(anatomy)
-        self._chosen(anatomy, found, [torch.ones(part.units) for part in found], self.length or _USUAL)
+        if self.latency is None:
+            found = parts(anatomy)
+            self._by_flops(anatomy, found, [torch.ones(part.units) for part in found], self.length or _USUAL)
 
     def apply(self, editor: Editor, given: Given) -> dict[str, Any]:
         """Measure, choose, swap, fit and cut. Says for how many tokens operations were counted."""
@@ -76,7 +87,7 @@ class PruneUnits(Method):
         tokens = self._tokens(batches)
         found = parts(editor.anatomy())
         slopes = self._slopes(editor, given, found, batches)
-        kept = self._chosen(editor.anatomy(), found, [one.square().sum(dim=0) for one in slopes], tokens)
+        kept = self._chosen(editor, given, found, [one.square().sum(dim=0) for one in slopes], tokens)
         kept = [rearrange(one, slope) for one, slope in zip(kept, slopes, strict=True)]
         keep = {slot.path: one for part, one in zip(found, kept, strict=True) for slot in part.readers}
         texts = [] if self.refit == "none" else list(given.calibration(editor.model, self.refit_samples))
@@ -92,7 +103,7 @@ class PruneUnits(Method):
         size = {slot.path: one for stack in anatomy.stacks for block in stack.blocks for slot, one in _sizes(block)}
         sizes = [torch.stack([size[slot.path] for slot in part.readers]).sum(dim=0).square() for part in found]
         texts = () if self.length or given.data is None else given.calibration(editor.model, 64)
-        kept = self._chosen(anatomy, found, sizes, self._tokens(list(texts)))
+        kept = self._chosen(editor, given, found, sizes, self._tokens(list(texts)))
         cut(editor, {slot.path: one for part, one in zip(found, kept, strict=True) for slot in part.readers})
 
     def _tokens(self, batches: Sequence[Mapping[str, Tensor]]) -> int:
@@ -113,9 +124,21 @@ class PruneUnits(Method):
         return [torch.cat(one) for one in rows]
 
     def _chosen(
-        self, anatomy: Anatomy, found: Sequence[Part], importance: Sequence[Tensor], tokens: int
+        self, editor: Editor, given: Given, found: Sequence[Part], importance: Sequence[Tensor], tokens: int
     ) -> list[Tensor]:
         """The units that stay, for each part. Raises LSM-318 when one unit a layer is more than the budget."""
+        if self.latency is None:
+            return self._by_flops(editor.anatomy(), found, importance, tokens)
+        table = unit_latency(editor.model, tokens, report=given.report)
+        try:
+            return fastest(table, [[slot.path for slot in part.readers] for part in found], importance, self.latency)
+        except ValueError as error:
+            cause = f"latency {self.latency:g} is less than one head and one neuron a layer take here, {error}"
+            raise LissomError(318, cause, place="latency", remedy="Raise it, or drop layers first.") from None
+
+    def _by_flops(
+        self, anatomy: Anatomy, found: Sequence[Part], importance: Sequence[Tensor], tokens: int
+    ) -> list[Tensor]:
         cost = unit_flops(anatomy, tokens)
         costs = [sum(cost.units[slot.path] for slot in part.readers) for part in found]
         fixed = cost.total - sum(one * part.units for one, part in zip(costs, found, strict=True))
