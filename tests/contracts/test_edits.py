@@ -20,6 +20,7 @@ from lissom.edits import (
     Factorize,
     FactorizeTable,
     KeepHeads,
+    KeepHidden,
     KeepLayers,
     KeepNeurons,
     KeepVocab,
@@ -93,6 +94,12 @@ def keep_neurons(anatomy: Anatomy) -> list[Filled]:
         (KeepNeurons(stack=one.name, neurons=tuple(tuple(range(1 + b.index, b.ffn.width)) for b in one.blocks)), {})
         for one in anatomy.stacks
     ]
+
+
+def keep_hidden(anatomy: Anatomy) -> list[Filled]:
+    """The last three quarters of the channels."""
+    width = int(anatomy.model.config.hidden_size)
+    return [(KeepHidden(channels=tuple(range(width // 4, width))), {})]
 
 
 def keep_vocab(anatomy: Anatomy) -> list[Filled]:
@@ -280,6 +287,7 @@ MAKERS: dict[str, Callable[[Anatomy], list[Filled]]] = {
     "ShareStacks": share_stacks,
     "KeepHeads": keep_heads,
     "KeepNeurons": keep_neurons,
+    "KeepHidden": keep_hidden,
     "KeepVocab": keep_vocab,
     "Factorize": factorize,
     "FactorizeTable": factorize_table,

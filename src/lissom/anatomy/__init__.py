@@ -4,6 +4,7 @@ from lissom.anatomy.dissect import dissect
 from lissom.anatomy.families import FAMILIES
 from lissom.anatomy.parts import Anatomy, Attention, Block, Ffn, Stack
 from lissom.anatomy.positions import positions
+from lissom.anatomy.residual import Residual, residual
 from lissom.anatomy.sentence import is_bare, note_sentence, sentence_of
 from lissom.anatomy.slot import Slot, dense_weight, is_linear, is_transposed, keep_together, shrink, stored_maps
 from lissom.anatomy.token_table import token_table
@@ -15,6 +16,7 @@ __all__ = [
     "Attention",
     "Block",
     "Ffn",
+    "Residual",
     "Slot",
     "Stack",
     "Vocabulary",
@@ -26,6 +28,7 @@ __all__ = [
     "keep_together",
     "note_sentence",
     "positions",
+    "residual",
     "sentence_of",
     "shrink",
     "stored_maps",

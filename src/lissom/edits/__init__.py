@@ -13,6 +13,7 @@ from lissom.edits.depth import KeepLayers, Parts, ShareLayers, check_depth, chos
 from lissom.edits.edit import EDIT_MISFIT, Edit, Record
 from lissom.edits.editor import Editor
 from lissom.edits.grouped import PackGroups
+from lissom.edits.hidden import KeepHidden
 from lissom.edits.input_groups import PackInputGroups
 from lissom.edits.integer import PackInteger
 from lissom.edits.kronecker import Kronecker
@@ -31,7 +32,7 @@ from lissom.errors import LissomError, nearest
 EDITS: dict[str, type[Edit]] = {
     edit.__name__: edit
     for edit in (
-        *(KeepLayers, ShareLayers, ShareStacks, KeepHeads, KeepNeurons, KeepVocab),
+        *(KeepLayers, ShareLayers, ShareStacks, KeepHeads, KeepNeurons, KeepHidden, KeepVocab),
         *(Factorize, FactorizeTable, Kronecker, MultiplyOut, ScaleInputs, AddLora),
         *(Pack, PackBits, PackBinary, PackRows, PackGroups, PackSplit, PackInputGroups, Palette),
         *(LevelAttention, PackInteger, PackCache),
@@ -69,6 +70,7 @@ __all__ = [
     "Factorize",
     "FactorizeTable",
     "KeepHeads",
+    "KeepHidden",
     "KeepLayers",
     "KeepNeurons",
     "KeepVocab",

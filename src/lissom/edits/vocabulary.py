@@ -8,10 +8,11 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lissom.anatomy import is_linear, shrink
 from lissom.anatomy.vocabulary import Vocabulary, configs, named_tokens, vocabulary
+from lissom.edits.cut import Cut
 from lissom.edits.edit import EDIT_MISFIT, Edit
 from lissom.errors import LissomError
 from lissom.nn import Int8Embedding
@@ -67,7 +68,7 @@ class KeepVocab(Edit):
         tokens = self.tokens()
         rows = torch.as_tensor(tokens, dtype=torch.int64)
         new = {token: place for place, token in enumerate(tokens)}
-        cut = _Cut(rows)
+        cut = Cut(rows)
         for path in found.tables:
             _cut_table(model.get_submodule(path), path, cut, new)
         for path in found.outputs:
@@ -102,45 +103,30 @@ class KeepVocab(Edit):
             raise LissomError(EDIT_MISFIT, cause)
 
 
-class _Cut:
-    """Cuts a tensor down to rows; what was one tensor in several places stays one."""
-
-    def __init__(self, rows: Tensor) -> None:
-        self.rows = rows
-        self._made: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def __call__(self, old: Tensor, dim: int) -> Tensor:
-        if id(old) not in self._made:
-            new = old.detach().index_select(dim, self.rows.to(old.device))
-            new = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
-            self._made[id(old)] = old, new  # the old one too, so that its id is nobody else's
-        return self._made[id(old)][1]
-
-
-def _cut_table(table: nn.Module, path: str, cut: _Cut, new: dict[int, int]) -> None:
+def _cut_table(table: nn.Module, path: str, cut: Cut, new: dict[int, int]) -> None:
     if isinstance(table, Int8Embedding):
         try:
-            table.keep(cut.rows)
+            table.keep(cut.kept)
         except (ValueError, NotImplementedError) as error:
             raise _packed(path) from error
         return
     if not isinstance(table, nn.Embedding):
         raise _packed(path)
     table.weight = cast("nn.Parameter", cut(table.weight, 0))
-    table.num_embeddings = len(cut.rows)
+    table.num_embeddings = len(cut.kept)
     table.padding_idx = None if table.padding_idx is None else new[table.padding_idx]
 
 
-def _cut_output(output: nn.Module, path: str, cut: _Cut) -> None:
+def _cut_output(output: nn.Module, path: str, cut: Cut) -> None:
     if type(output) is not nn.Linear:
         if not is_linear(output):
             raise _packed(path)
-        shrink(output, out=cut.rows)
+        shrink(output, out=cut.kept)
         return
     output.weight = cast("nn.Parameter", cut(output.weight, 0))
     if output.bias is not None:
         output.bias = cast("nn.Parameter", cut(output.bias, 0))
-    output.out_features = len(cut.rows)
+    output.out_features = len(cut.kept)
 
 
 def _packed(path: str) -> LissomError:

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from lissom.anatomy import Attention, Ffn, Slot, Stack
+from lissom.anatomy import Attention, Ffn, Residual, Slot, Stack
 from lissom.errors import LissomError
 from lissom.stats.curvature import drawn_likelihood
 from lissom.stats.sensitivity import answers_of
@@ -43,6 +43,36 @@ def neuron_magnitude(ffn: Ffn) -> Tensor:
     rows = [slot.weight.detach().float() for slot in into]
     columns = ffn.down.weight.detach().float().t()
     return _norms([*rows, columns])
+
+
+def channel_magnitude(stream: Residual) -> Tensor:
+    """L2 norm of all that reads and writes each channel of the residual stream. Returns (width,)."""
+    tables = [stream.model.get_submodule(path).weight for path in stream.tables]
+    reads, writes = ([slot.weight for slot in slots] for slots in (stream.reads, stream.writes))
+    rows = [cast("Tensor", one).t() for one in (*tables, *reads)]
+    return _norms([one.detach().float() for one in (*rows, *writes)])
+
+
+def channel_activation(model: nn.Module, stacks: tuple[Stack, ...], batches: Batches) -> Tensor:
+    """Root of the mean square of each channel of what goes into attention, over all tokens, padding too, and layers.
+
+    Returns (width,). Source: Muralidharan et al. 2024, "Compact language models via pruning and knowledge
+    distillation" (Minitron), section 2.2, with the L2 norm over texts as well.
+    """
+    slots = [block.attention.q for stack in stacks for block in stack.blocks]
+    sums, seen = torch.zeros(slots[0].in_features, dtype=torch.float64), 0
+
+    def add(x: Tensor, _y: Tensor) -> None:
+        nonlocal seen
+        sums.add_(x.detach().double().flatten(0, -2).square().sum(dim=0).cpu())
+        seen += x.shape[:-1].numel()
+
+    with contextlib.ExitStack() as hooks, torch.inference_mode():
+        for slot in slots:
+            hooks.callback(slot.watch(add).remove)
+        for batch in batches:
+            model(**batch)
+    return (sums / max(seen, 1)).sqrt().float()
 
 
 def _norms(parts: list[Tensor]) -> Tensor:

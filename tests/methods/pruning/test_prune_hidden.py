@@ -1,0 +1,96 @@
+"""Hidden width: the channels that matter least go, everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import lissom
+from lissom.anatomy import residual
+from lissom.data import load_data
+from lissom.edits import Editor
+from lissom.errors import LissomError
+from lissom.methods import Given
+from lissom.methods.pruning.prune_hidden import PruneHidden
+from lissom.recipe import Recipe
+from lissom.stats.importance import channel_activation, channel_magnitude
+from tests import tiny
+
+HEAD = "AutoModelForSequenceClassification"
+
+
+def texts() -> Given:
+    return Given(data=load_data({"train": tiny.labelled_texts(12)}), tokenizer=tiny.tokenizer())
+
+
+@pytest.mark.parametrize("by", ["magnitude", "activations"])
+@pytest.mark.parametrize("variant", ["bert", "llama", "t5"])
+def test_silent_channels_go_first(variant: str, by: str):
+    editor = Editor(tiny.model(variant, HEAD))
+    stream, silent = residual(editor.model), [1, 2, 5, 9, 30, 31, 17, 8]
+    with torch.no_grad():
+        for path in (*stream.tables, *stream.norms):
+            module = editor.model.get_submodule(path)
+            module.weight[..., silent] = 0
+            if getattr(module, "bias", None) is not None:
+                module.bias[silent] = 0
+        for slot in stream.reads:
+            slot.weight[:, silent] = 0
+        for slot in stream.writes:
+            slot.weight[silent] = 0
+    said = PruneHidden(ratio=0.25, by=by).apply(editor, texts())
+    assert said == {"channels_before": 32, "channels_after": 24}
+    assert editor.record.edits[0].channels == tuple(at for at in range(32) if at not in silent)
+
+
+def test_magnitude_by_hand():
+    """Two channels. Table columns (3, 0), reads (0, 4), writes (4, 3): √(9+0+16) and √(0+16+9)."""
+    model = tiny.model("bert", hidden_size=2, num_hidden_layers=1, num_attention_heads=1, intermediate_size=3)
+    stream = residual(model)
+    with torch.no_grad():
+        for one in model.parameters():
+            one.zero_()
+        model.get_submodule(stream.tables[0]).weight[0, 0] = 3
+        stream.reads[0].weight[0, 1] = 4
+        stream.writes[0].weight[:, 0] = torch.tensor([4.0, 3.0])
+    assert channel_magnitude(stream).tolist() == [5.0, 5.0]
+
+
+def test_activations_by_hand():
+    """What goes into the one layer is the norm's bias (3, 4), on real tokens as on padding."""
+    model = tiny.model("bert", hidden_size=2, num_hidden_layers=1, num_attention_heads=1, intermediate_size=3)
+    with torch.no_grad():
+        model.embeddings.LayerNorm.weight.zero_()
+        model.embeddings.LayerNorm.bias.copy_(torch.tensor([3.0, 4.0]))
+    found = channel_activation(model, Editor(model).anatomy().stacks, [tiny.batch(model)])
+    torch.testing.assert_close(found, torch.tensor([3.0, 4.0]))
+
+
+def test_the_count_is_a_multiple_of_the_heads_and_ratio_0_changes_nothing():
+    for ratio, left in ((0.0, 32), (0.05, 32), (0.3, 24), (0.99, 4)):
+        editor = Editor(tiny.model("bert"))
+        PruneHidden(ratio=ratio).apply(editor, Given())
+        assert editor.model.config.hidden_size == left
+        assert bool(editor.record.edits) == (left < 32)
+
+
+def test_cut_trained_rounded_and_exported(tmp_path: Path):
+    steps = "  - prune_hidden: {by: activations}\n  - prune_vocab\n  - int8: {mode: dynamic}\n"
+    data = {"train": tiny.labelled_texts(16), "validation": tiny.labelled_texts(8, seed=1)}
+    result = lissom.compress(
+        tiny.model("bert", HEAD),
+        Recipe.parse(f"lissom: 1\nsteps:\n{steps}", "x"),
+        data=data,
+        tokenizer=tiny.tokenizer(),
+    )
+    result.save(tmp_path / "out")
+    inputs = {name: one.clamp(max=9) if name == "input_ids" else one for name, one in tiny.batch(result.model).items()}
+    assert torch.equal(tiny.outputs(lissom.load(tmp_path / "out"), inputs), tiny.outputs(result.model, inputs))
+    result.export("onnx", tmp_path / "exported")  # refuses to be written unless it answers as torch does
+
+
+def test_activations_need_texts():
+    with pytest.raises(LissomError, match="LSM-317"):
+        PruneHidden(by="activations").check(Editor(tiny.model("bert")).anatomy(), Given())
