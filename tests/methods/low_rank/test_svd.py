@@ -11,10 +11,12 @@ from lissom.data import load_data
 from lissom.edits import Editor
 from lissom.errors import LissomError
 from lissom.methods import Given
+from lissom.methods.low_rank.by_loss import smallest
 from lissom.methods.low_rank.svd import Svd
 from lissom.methods.quantization.int8 import Int8
 from lissom.nn import LowRankLinear
 from lissom.stats.batches import cut
+from lissom.stats.sensitivity import answers_of, moved
 from tests import tiny
 
 KINDS = ("weights", "fisher", "input-size", "inputs")
@@ -129,6 +131,46 @@ def test_layers_that_share_share_their_factors(by: str, ranks: str):
     assert matrices(editor.model) <= 0.5 * before
 
 
+@pytest.mark.parametrize("by", ["weights", "inputs"])
+def test_a_larger_budget_of_loss_leaves_less_and_none_nothing(by: str):
+    left, far = [], []
+    for budget in (1e-12, 2e-4, 1e6):
+        model, gets = classifier(), given()
+        batches = list(gets.calibration(model, 64))
+        before = [answers_of(model, batch) for batch in batches]
+        Svd(ratio=0.25, by=by, ranks="loss", budget=budget).apply(Editor(model), gets)
+        left.append(matrices(model))
+        each = [moved(a, answers_of(model, b), b["attention_mask"])[1] for a, b in zip(before, batches, strict=True)]
+        far.append(float(torch.cat(each).detach().mean()))
+        assert far[-1] <= budget
+    whole = matrices(classifier())
+    assert left[0] == whole > left[1] > left[2]
+    assert left[2] <= 0.25 * whole
+    assert far[0] == 0 < far[1] < far[2]
+
+
+def test_the_smallest_rank_that_fits():
+    tried = []
+
+    def fits(rank: int) -> bool:
+        tried.append(rank)
+        return rank >= 6
+
+    assert smallest([1, 2, 4, 6, 8, 9, 10, 12], fits) == 6
+    assert len(tried) == 3
+    assert smallest([1, 2, 4], fits) == 0
+
+
+def test_ranks_by_loss_need_texts_and_share():
+    editor = Editor(classifier())
+    with pytest.raises(LissomError, match="LSM-317 ranks: loss looks at texts"):
+        Svd(ranks="loss").check(editor.anatomy(), Given())
+    editor.apply(edits.ShareLayers(source=(0, 0, 2)))
+    Svd(ratio=0.25, ranks="loss", budget=1e6).apply(editor, given())
+    first, second, _ = (block.ffn.up.module for block in editor.anatomy().stacks[0].blocks)
+    assert first.up.weight is second.up.weight
+
+
 @pytest.mark.parametrize("ranks", RANKS)
 def test_a_plan_shows_the_shapes_without_texts(ranks: str):
     model = classifier()
@@ -141,7 +183,9 @@ def test_a_plan_shows_the_shapes_without_texts(ranks: str):
 
 @pytest.mark.parametrize("by", ["fisher", "input-size", "inputs"])
 def test_it_needs_texts(by: str):
-    with pytest.raises(LissomError, match=f"LSM-317 by: {by} looks at texts. Give --data, or choose by: weights."):
+    with pytest.raises(
+        LissomError, match=f"LSM-317 by: {by} looks at texts. Give --data, or choose by: weights and ranks"
+    ):
         Svd(by=by).check(Editor(tiny.model("bert")).anatomy(), Given())
 
 

@@ -19,16 +19,17 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from lissom import edits
 from lissom.anatomy import Anatomy, Slot, dense_weight, stored_maps
 from lissom.edits import Editor
 from lissom.errors import LissomError
 from lissom.methods.base import Given, Method, Stage, check_gradients
+from lissom.methods.low_rank.by_loss import LossBudget
 from lissom.methods.low_rank.metrics import Metric, root
 from lissom.methods.low_rank.owners import owners
-from lissom.methods.low_rank.ranks import Size, by_energy, uniform
+from lissom.methods.low_rank.ranks import Size, by_energy, put, uniform
 from lissom.nn import LowRankLinear
 from lissom.stats.batches import cut
 from lissom.stats.blocks import walk
@@ -36,6 +37,7 @@ from lissom.stats.curvature import row_fisher
 from lissom.stats.hessian import hessians_of
 
 _ROWS = 8  # texts that run at once
+_WATCHED = 64  # texts whose answers ranks: loss watches
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,17 +59,25 @@ class Svd(Method):
         Field(description="what an error costs; fisher needs labelled data, input-size and inputs need texts"),
     ] = "weights"
     ranks: Annotated[
-        Literal["uniform", "energy"],
-        Field(description="every map keeps this share of its parameters, or all keep the same share of their energy"),
+        Literal["uniform", "energy", "loss"],
+        Field(
+            description="every map keeps this share of its parameters, or all the same share of their energy, or each "
+            "the least above this share that `budget` bears"
+        ),
     ] = "uniform"
+    budget: Annotated[
+        float, Field(gt=0, description="how far answers may move with ranks: loss, mean KL divergence in nats")
+    ] = 0.02
     samples: Annotated[
         int, Field(ge=1, le=100_000, description="texts, or blocks of running text, that are looked at")
     ] = 256
 
     def check(self, anatomy: Anatomy, given: Given) -> None:
         """Raises LSM-317 when there are no texts to look at, LSM-713 when fisher finds packed layers."""
-        if self.by != "weights" and (given.data is None or given.tokenizer is None):
-            raise LissomError(317, f"by: {self.by} looks at texts", remedy="Give --data, or choose by: weights.")
+        looks = f"by: {self.by}" if self.by != "weights" else "ranks: loss" if self.ranks == "loss" else ""
+        if looks and (given.data is None or given.tokenizer is None):
+            remedy = "Give --data, or choose by: weights and ranks: uniform."
+            raise LissomError(317, f"{looks} looks at texts", remedy=remedy)
         if self.by == "fisher":
             check_gradients(anatomy)
 
@@ -77,23 +87,32 @@ class Svd(Method):
         sizes = {path: _size(Slot(editor.model, path)) for path in dict.fromkeys(owner_of.values())}
         ranks = self._ranks(editor, sizes, given)
         found: dict[str, tuple[Tensor, Tensor]] = {}
-        for done, (slot, metric) in enumerate(self._weighed(editor, given) if any(ranks.values()) else ()):
+        budget = self._budget(editor, sizes, given)
+        for done, (slot, metric) in enumerate(self._weighed(editor, given) if budget or any(ranks.values()) else ()):
             path, owner = slot.path, owner_of[slot.path]
+            if budget is not None and owner == path:
+                ranks[path] = budget.rank(slot, metric, sizes[path])
             if ranks[owner]:
                 found[path] = found.get(owner) or metric.factors(slot.weight, ranks[owner])
-                _put(editor.model, path, *found[path])  # what comes after sees what it will be
+                put(editor.model, path, *found[path])  # what comes after sees what it will be
             given.report("factorizing", (done + 1) / len(owner_of))
         _record(editor, {path: ranks[owner] for path, owner in owner_of.items()}, found)
 
+    def _budget(self, editor: Editor, sizes: Mapping[str, Size], given: Given) -> LossBudget | None:
+        if self.ranks != "loss" or self.ratio == 1:
+            return None
+        batches = list(cut(given.calibration(editor.model, min(self.samples, _WATCHED)), _ROWS))
+        return LossBudget(editor, batches, sizes, ratio=self.ratio, budget=self.budget)
+
     def preview(self, editor: Editor, given: Given) -> None:
-        """The same structure; ranks by energy are taken for uniform ones."""
+        """The same structure; ranks by energy or by loss are taken for uniform ones."""
         owner_of = owners(editor.anatomy())
         sizes = {path: _size(Slot(editor.model, path)) for path in owner_of}
         ranks = uniform(sizes, self.ratio)
         _record(editor, {path: ranks[owner] for path, owner in owner_of.items()}, {})
 
     def _ranks(self, editor: Editor, sizes: Mapping[str, Size], given: Given) -> dict[str, int]:
-        if self.ranks == "uniform" or self.ratio == 1:
+        if self.ranks != "energy" or self.ratio == 1:
             return uniform(sizes, self.ratio)
         costs: dict[str, Tensor] = {}
         for done, (slot, metric) in enumerate(self._weighed(editor, given)):
@@ -130,12 +149,6 @@ def _size(slot: Slot) -> Size:
     rows, columns = slot.out_features, slot.in_features
     stored = sum(part.out_features * part.in_features for part in stored_maps(slot))
     return Size(rows=rows, columns=columns, held=min(stored, rows * columns))
-
-
-def _put(model: nn.Module, path: str, up: Tensor, down: Tensor) -> None:
-    edits.Factorize(ranks={path: len(down)}).apply(model)
-    for name, values in (("up", up), ("down", down)):
-        model.get_parameter(f"{path}.{name}.weight").data.copy_(values)
 
 
 def _record(editor: Editor, ranks: Mapping[str, int], found: Mapping[str, tuple[Tensor, Tensor]]) -> None:
