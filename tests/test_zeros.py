@@ -76,6 +76,26 @@ def test_a_decoder_generates_and_trains_on(tmp_path):
     assert again.model.layers[0].mlp.up_proj.weight[0, 0] == 1.0
 
 
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "t5", "bart", "albert", "deberta-v2"])
+def test_tables_too_unless_they_are_shared(kind, tmp_path):
+    head = {"gpt2": "AutoModelForCausalLM", "llama": "AutoModelForCausalLM", "t5": "AutoModelForSeq2SeqLM"}
+    model = tiny.model(kind, head.get(kind, "AutoModelForSequenceClassification"))
+    tables = [one for one in model.modules() if type(one) is torch.nn.Embedding]
+    with torch.no_grad():
+        for one in tables:
+            one.weight[3:, ::2] = 0
+    lissom.save(model, tmp_path)
+    loaded = lissom.load(tmp_path)
+    assert torch.equal(tiny.outputs(loaded, tiny.batch(model)), tiny.outputs(model, tiny.batch(model)))
+    assert [type(one) for one in loaded.modules()] == [type(one) for one in model.modules()]
+    assert in_memory(model).value == weight_bytes(tmp_path) / 1e6
+    if kind in ("bert", "llama"):
+        assert any("embed" in path for path in sparse_maps(model))
+    if kind == "gpt2":
+        assert loaded.lm_head.weight is loaded.transformer.wte.weight
+        assert "transformer.wte" not in sparse_maps(model)
+
+
 def test_few_zeros_leave_a_folder_plain(tmp_path):
     lissom.save(pruned("bert", ratio=0.1).model, tmp_path)
     assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
@@ -138,7 +158,7 @@ def damaged(folder, change):
 
 PATH = "encoder.layer.0.output.dense"
 DAMAGES = {
-    "LSM-452 .*no linear map with zeros": lambda zeros, weights: zeros.update({"encoder.layer.0.output": 5}),
+    "LSM-452 .*no linear map or table with zeros": lambda zeros, weights: zeros.update({"encoder.layer.0.output": 5}),
     "LSM-452 .*9999999 of 1536 weights": lambda zeros, weights: zeros.update({PATH: 9999999}),
     "LSM-452 .*zeros is not a map": lambda zeros, weights: zeros.update({PATH: -1}),
     "LSM-445 .*shape": lambda zeros, weights: zeros.update({PATH: 5}),

@@ -35,10 +35,10 @@ def unpack_zeros(bits: Tensor, numbers: Tensor, shape: torch.Size) -> Tensor:
 
 
 class StoredSparse(nn.Module):
-    """What stands in the place of a linear module while its file is read. It computes nothing.
+    """What stands in the place of a linear module or a table while its file is read. It computes nothing.
 
     whole: the module that shall stand there afterwards.  kept: how many of its weights are not zero.
-    State: `weight` (kept,), buffer `weight_mask` (ceil(n / 8),) uint8, and the `bias` of the module.
+    State: `weight` (kept,), buffer `weight_mask` (ceil(n / 8),) uint8, and the `bias` of the module, if any.
     """
 
     weight_mask: Tensor
@@ -50,7 +50,7 @@ class StoredSparse(nn.Module):
         self.weight = nn.Parameter(weight.new_empty(kept), weight.requires_grad)
         mask = torch.zeros(-(-weight.numel() // 8), dtype=torch.uint8, device=weight.device)
         self.register_buffer("weight_mask", mask)
-        self.register_parameter("bias", cast("Any", whole.bias))
+        self.register_parameter("bias", cast("Any", getattr(whole, "bias", None)))
 
     def whole(self, *, filled: bool = True) -> nn.Module:
         """The module, with the weight that was read and the bias. filled: whether one was read, else it is any.
@@ -61,5 +61,6 @@ class StoredSparse(nn.Module):
         read = self.weight.detach()
         dense = unpack_zeros(self.weight_mask, read, shape) if filled else read.new_empty(shape)
         module.weight = nn.Parameter(dense, self.weight.requires_grad)
-        module.bias = self.bias
+        if self.bias is not None:
+            module.bias = self.bias
         return module.train(self.training)

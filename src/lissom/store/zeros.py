@@ -1,6 +1,6 @@
-"""Linear maps with many zeros in a file: the zeros are left out, and put back while it loads.
+"""Linear maps and tables with many zeros in a file: the zeros are left out, and put back while it loads.
 
-Which maps are stored so, with how many numbers each, stands in `config.json` beside the record; in memory the model has
+Which ones are stored so, with how many numbers each, stands in `config.json` beside the record; in memory the model has
 whole weights before and after, so that whatever a model can do (train, be cut, be packed) it can do with zeros.
 """
 
@@ -18,26 +18,27 @@ from lissom.nn.sparse import StoredSparse, pack_zeros
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-LEAST = 0.1  # share of a map's bytes that has to be saved: plain transformers reads a folder without any such map
+LEAST = 0.1  # share of the bytes of one that has to be saved: plain transformers reads a folder without any such map
 
 
 def sparse_maps(model: nn.Module) -> dict[str, int]:
-    """Path -> how many weights are not zero, of the linear maps of the blocks that are stored without their zeros.
+    """Path -> how many weights are not zero, of the maps of the blocks and the tables that are stored without zeros.
 
-    Of a model without weights (on meta), and of one that has no anatomy, none.
+    A table that an output projection shares is stored whole. Of a model without weights (on meta), and of one that has
+    no anatomy, none.
     """
     try:
-        maps = [part for slot in dissect(model).linears() for part in stored_maps(slot)]
+        anatomy = dissect(model)
+        paths = [*(part.path for slot in anatomy.linears() for part in stored_maps(slot)), *anatomy.embeddings]
     except UnsupportedFamily:
         return {}
     found: dict[str, int] = {}
-    for slot in maps:
-        weight = slot.module.weight
-        plain = type(slot.module) is nn.Linear or is_transposed(slot.module)
-        if plain and isinstance(weight, nn.Parameter) and not weight.is_meta:
+    for path in paths:
+        module = model.get_submodule(path)
+        if _plain(module) and not (weight := _weight(model, path)).is_meta:
             kept = int(weight.count_nonzero())
             if _bytes(weight, kept) <= (1 - LEAST) * weight.numel() * weight.element_size():
-                found[slot.path] = kept
+                found[path] = kept
     own = {id(_weight(model, path)) for path in found}
     elsewhere = {
         id(one)
@@ -88,10 +89,10 @@ def open_maps(model: PreTrainedModel, maps: Mapping[str, int]) -> list[str]:
     for path, kept in maps.items():
         place = next((one for one in (path, path.removeprefix(prefix), prefix + path) if one in modules), path)
         module = modules.get(place)
-        if module is None or not (type(module) is nn.Linear or is_transposed(module)):
-            raise LissomError(452, "no linear map with zeros can stand here", place=path[:200])
-        if kept > module.weight.numel():
-            raise LissomError(452, f"{kept} of {module.weight.numel()} weights are not zero", place=path[:200])
+        if module is None or not _plain(module):
+            raise LissomError(452, "no linear map or table with zeros can stand here", place=path[:200])
+        if kept > (size := _weight(model, place).numel()):
+            raise LissomError(452, f"{kept} of {size} weights are not zero", place=path[:200])
         model.set_submodule(place, StoredSparse(module, kept))
         places.append(place)
     return places
@@ -108,6 +109,11 @@ def close_maps(model: PreTrainedModel, places: list[str], tied: Mapping[str, str
             model.set_submodule(place, stored.whole(filled=f"{place}.weight" not in tied))
         except ValueError as error:
             raise LissomError(445, str(error), place=f"{place}.weight_mask", remedy="Save the model again.") from error
+
+
+def _plain(module: nn.Module) -> bool:
+    """Whether a module is nothing but a weight, and a bias if any, that can be stored so."""
+    return type(module) in (nn.Linear, nn.Embedding) or is_transposed(module)
 
 
 def _weight(model: nn.Module, path: str) -> Tensor:
