@@ -206,6 +206,16 @@ def test_shared_maps_get_the_same_bits(by: str, tmp_path: Path):
     assert torch.equal(tiny.outputs(lissom.load(tmp_path / "out"), inputs), tiny.outputs(model, inputs))
 
 
+@pytest.mark.parametrize("variant", ["bert", "llama"])
+def test_columns_of_shared_maps_are_those_that_are_large_in_any_layer(variant: str, tmp_path: Path):
+    model = tiny.model(variant)
+    ShareLayers(unique=1, lora=2).apply(Editor(model), Given())
+    METHODS["split_int8"](threshold=2.0).apply(Editor(model), given(tmp_path))
+    inputs = tiny.batch(model)
+    lissom.save(model, tmp_path / "out")
+    assert torch.equal(tiny.outputs(lissom.load(tmp_path / "out"), inputs), tiny.outputs(model, inputs))
+
+
 @pytest.mark.parametrize("name", ["codebook", "prune_weights", "int8"])
 def test_shared_layers_of_a_family_that_fills_maps_in_anew_are_loaded(name: str, tmp_path: Path):
     """GPT-2 draws the weights of c_proj where a file lacks them, and here another layer's name has them."""

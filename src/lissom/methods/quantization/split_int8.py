@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -44,10 +45,15 @@ class SplitInt8(Method):
         largest = largest_inputs(editor.model, maps, given.calibration(editor.model, self.samples))
         tensors: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
+        reached: dict[int, Tensor] = {}  # by the inputs of all layers that share a weight
         for slot, top in zip(maps, largest, strict=True):
+            before = reached.setdefault(
+                id(slot.module.weight), torch.zeros(slot.in_features, device=slot.weight.device)
+            )
+            reached[id(slot.module.weight)] = before if top is None else torch.maximum(before, top)
+        for slot in maps:
             path, weight = slot.path, finite_weight(slot.weight, slot.path)
-            reached = weight.new_zeros(weight.shape[1]) if top is None else top
-            columns = (reached >= self.threshold).nonzero().flatten()
+            columns = (reached[id(slot.module.weight)] >= self.threshold).nonzero().flatten()
             counts[path] = len(columns)
             tensors |= {f"{path}.{name}": one for name, one in split(weight, columns).items()}
         if counts:
