@@ -16,6 +16,7 @@ from lissom.edits import Editor
 from lissom.errors import LissomError
 from lissom.methods import Given
 from lissom.methods.base import Trial
+from lissom.methods.quantization import int8
 from lissom.methods.quantization.int8 import Int8
 from lissom.nn import Int8Linear
 from lissom.nn.static import StaticInt8Linear
@@ -64,6 +65,33 @@ def test_a_lower_floor_takes_the_faster_one():
     found, did = taken(FIGURES, loyalty=0.96)
     assert found == {StaticInt8Linear}
     assert did["taken"].startswith("static (")
+
+
+def test_of_forms_whose_intervals_overlap_the_more_loyal_one_is_taken():
+    level = {"float32": (100.0, 1.0), "dynamic": (298.5, 0.995), "static": (300.0, 0.99)}  # each reaches 1 up and down
+    found, did = taken(level)
+    assert found == {Int8Linear}
+    assert did["taken"] == (
+        "dynamic in ONNX Runtime, as fast as static in ONNX Runtime, whose interval overlaps, and more loyal, "
+        "of those with loyalty >= 0.985"
+    )
+    assert taken({**level, "dynamic": (297.9, 0.995)})[0] == {StaticInt8Linear}  # 298.9 is below 299
+    assert taken({**level, "dynamic": (298.5, 0.99)})[1]["taken"].startswith("static (")  # no more loyal: the faster
+
+
+def test_calibrators_are_judged_on_validation_texts(monkeypatch):
+    texts = {"train": tiny.labelled_texts(16), "validation": tiny.labelled_texts(9, seed=1)}
+    data, rows = load_data(texts), []
+    real = int8._agreement
+
+    def agreement(one, other, batches):
+        rows.append(sum(len(batch["input_ids"]) for batch in batches))
+        return real(one, other, batches)
+
+    monkeypatch.setattr(int8, "_agreement", agreement)
+    editor = Editor(tiny.model("bert", CLASSIFIER))
+    Int8(mode="auto").apply(editor, dataclasses.replace(given(FIGURES), data=data))
+    assert rows == [9, 9, 9, 9]
 
 
 def test_where_nothing_is_faster_the_model_stays():

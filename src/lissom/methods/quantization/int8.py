@@ -105,14 +105,14 @@ class Int8(Method):
         return None
 
     def _fastest(self, editor: Editor, given: Given) -> dict[str, Any]:
-        """Try float32, dynamic, and static with the calibrator that keeps most answers; take the fastest loyal one."""
+        """Try float32, dynamic, and static with the calibrator that keeps most answers; take one as `_best`."""
         if given.trial is None:
             cause = "mode: auto measures on this machine, and nothing was given to measure with"
             raise LissomError(317, cause, remedy="Run it by compress, with data, or choose dynamic or static.")
         steps = {"dynamic": dataclasses.replace(self, mode="dynamic")}
         models = {"float32": copy.deepcopy(editor.model)}
         models["dynamic"] = _packed(editor, given, steps["dynamic"])
-        batches = self._batches(editor, given)
+        batches = list(_unseen(given).calibration(editor.model, self.samples))
         best = -1.0
         for calibrator in get_args(Calibrator):
             step = dataclasses.replace(self, mode="static", calibrator=calibrator)
@@ -125,12 +125,12 @@ class Int8(Method):
         if not loyal:
             cause = f"no form keeps {self.loyalty:g} of the answers and runs here: {'; '.join(map(Trial.words, tried))}"
             raise LissomError(501, cause, place="int8.mode", remedy="Lower loyalty, or choose dynamic or static.")
-        taken = max(loyal, key=lambda one: one.texts_per_s or 0.0)
+        taken, why = _best(loyal)
         if taken.form in steps:
             steps[taken.form].apply(editor, given)
         form = f"static ({steps['static'].calibrator})" if taken.form == "static" else taken.form
         return {
-            "taken": f"{form} in {taken.engine}, the fastest with loyalty >= {self.loyalty:g}",
+            "taken": f"{form} in {taken.engine}, {why} with loyalty >= {self.loyalty:g}",
             "tried": "; ".join(one.words() for one in tried),
             "trials": {f"{one.form} in {one.engine}": dataclasses.asdict(one) for one in tried},
         }
@@ -188,6 +188,24 @@ class Int8(Method):
             cause = f"{texts} calibration texts are too few to find ranges on, {LEAST} is the least"
             raise LissomError(904, cause, remedy="Give more texts, or choose mode: dynamic.")
         return made
+
+
+def _best(loyal: list[Trial]) -> tuple[Trial, str]:
+    """The most loyal of those whose interval overlaps with that of the fastest, or it; and why, in words."""
+    fastest = max(loyal, key=lambda one: one.texts_per_s or 0.0)
+    level = [one for one in loyal if one is fastest or (one.high or 0.0) >= (fastest.low or 0.0)]
+    taken = max(level, key=lambda one: (one.loyalty or 0.0, one.texts_per_s or 0.0))
+    if taken is fastest:
+        return taken, "the fastest"
+    return taken, f"as fast as {fastest.form} in {fastest.engine}, whose interval overlaps, and more loyal, of those"
+
+
+def _unseen(given: Given) -> Given:
+    """The same with the validation split alone, where there is one."""
+    data = given.data
+    if data is None or "validation" not in data.splits:
+        return given
+    return dataclasses.replace(given, data=dataclasses.replace(data, splits={"validation": data.splits["validation"]}))
 
 
 def _refuse_constant(low: float, high: float, slot: Slot) -> None:
