@@ -190,3 +190,13 @@ def test_labels_that_are_missing_are_missed_before_any_work(tmp_path):
     with pytest.raises(LissomError, match="LSM-317 learn: task learns from labels, and the training rows have none"):
         Tune(learn={"task": {}, "logits": {}}).check(dissect(student()), asked)
     Tune(learn={"logits": {}}).check(dissect(student()), asked)
+
+
+def test_weights_that_stay_in_floating_point_are_named(tmp_path):
+    rounding = {"fake_quant": {"weights": "ternary", "pack": False}}
+    step = Tune(while_=(rounding,), learn={"task": {}}, max_steps=1)
+    assert step.words() == "no faster: weights stay in floating point"
+    assert step.apply(Editor(student()), given(tmp_path))["weights"] == "stay in floating point"
+    packs = Tune(while_=({"fake_quant": {}},), learn={"task": {}}, max_steps=1)
+    assert "floating point" not in packs.words()
+    assert "weights" not in packs.apply(Editor(student()), given(tmp_path / "packs"))

@@ -56,6 +56,7 @@ else:  # one key an objective, each optional: validation and schema follow the t
 
 log = logging.getLogger(__name__)
 
+_UNPACKED = "stay in floating point"
 _NESTED = (("augment", "augment"), ("learn", "learn"), ("while", "while_"))  # as a recipe calls it, and the field
 
 
@@ -100,7 +101,8 @@ class Tune(Method):
 
     def words(self) -> str:
         """Those of what acts meanwhile, if anything does."""
-        return "; ".join(dict.fromkeys(one.speed for one in self._during())) or self.speed
+        words = (f"no faster: weights {_UNPACKED}" if one.unpacked else one.speed for one in self._during())
+        return "; ".join(dict.fromkeys(words)) or self.speed
 
     def check(self, anatomy: Anatomy, given: Given) -> None:
         """Raises LSM-317 without tokenizer, teacher or the scores that `patience` looks at, 319 when nothing is learnt,
@@ -181,7 +183,7 @@ class Tune(Method):
             it.end(editor)
 
     def apply(self, editor: Editor, given: Given) -> dict[str, Any]:
-        """Train `editor.model` in place; the fields of `Trained`.
+        """Train `editor.model` in place; the fields of `Trained`, and `weights` where they were rounded and not packed.
 
         Raises LSM-827 without rows, LSM-905 when the loss is NaN or infinite.
         """
@@ -218,7 +220,8 @@ class Tune(Method):
             work=given.work,
             report=given.report,
         )
-        return dataclasses.asdict(done)
+        left = {"weights": _UNPACKED} if any(one.unpacked for one in self._during()) else {}
+        return {**dataclasses.asdict(done), **left}
 
     def _train(self, editor: Editor, given: Given) -> datasets.Dataset:
         """The rows of the train split, with their changed copies."""

@@ -95,6 +95,11 @@ class During(ABC):
         return False
 
     @property
+    def unpacked(self) -> bool:
+        """Whether it rounds weights while they are trained, and leaves them in floating point at the end."""
+        return False
+
+    @property
     def held(self) -> float:
         """Share of the training rows that is kept back from training, for its own use: `Engine.held`."""
         return 0.0

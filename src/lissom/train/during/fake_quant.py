@@ -92,6 +92,11 @@ class FakeQuant(During):
         """Nothing can be trained after the weights were packed."""
         return self.pack
 
+    @property
+    def unpacked(self) -> bool:
+        """Without `pack`."""
+        return not self.pack
+
     def check(self, anatomy: Anatomy, teacher: PreTrainedModel | None) -> None:
         """Raises LSM-319 for binary weights with trained steps, and for fixed ranges of inputs with few bits."""
         if self.weights == "binary" and self.steps != "range":
