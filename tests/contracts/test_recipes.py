@@ -158,6 +158,7 @@ def test_it_is_saved_and_loaded(name: str, variant: str, tmp_path: Path):
     assert {"keep", "parameters", "size_mb"} <= result.readings.keys()
     result.save(tmp_path / "out")
     inputs = tiny.batch(model)
+    inputs["input_ids"].clamp_(max=result.model.config.vocab_size - 1)
     assert torch.equal(tiny.outputs(lissom.load(tmp_path / "out"), inputs), tiny.outputs(result.model, inputs))
     assert "| " in (tmp_path / "out" / "README.md").read_text()
 
@@ -233,6 +234,16 @@ def fewer_units(options: dict[str, Any], before: Stack, after: Stack, result: Re
     model = original(result.model.config.model_type, generate=False)
     was, now = (unit_flops(dissect(one), tokens).total for one in (model, result.model))
     assert (options["flops"] - 0.1) * was < now <= options["flops"] * was + 1
+
+
+def fewer_channels(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:
+    widths = {block.ffn.up.in_features for block in after.blocks} | {result.model.config.hidden_size}
+    assert widths == {round((1 - options["ratio"]) * before.blocks[0].ffn.up.in_features)}
+
+
+def fewer_tokens(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:
+    tokens = result.model.get_input_embeddings().num_embeddings
+    assert tokens == result.model.config.vocab_size == len(result.tokenizer) < tiny.VOCABULARY
 
 
 def heads(stack: Stack) -> int:
@@ -395,6 +406,8 @@ PROMISES = {
     "prune_heads": fewer_heads,
     "prune_neurons": fewer_neurons,
     "prune_units": fewer_units,
+    "prune_hidden": fewer_channels,
+    "prune_vocab": fewer_tokens,
     "rewind": nothing,
     "prune_weights": zeros,
     "sparsegpt": zeros,
