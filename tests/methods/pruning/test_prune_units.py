@@ -1,17 +1,21 @@
 """Heads and neurons under one budget: what goes, what it costs, and what stays true."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 
+import lissom
 from lissom.data import load_data
 from lissom.edits import Editor
 from lissom.errors import LissomError
 from lissom.measure.flops import model_flops
 from lissom.methods import Given
+from lissom.methods.low_rank.svd import Svd
 from lissom.methods.pruning.prune_heads import PruneHeads
 from lissom.methods.pruning.prune_units import PruneUnits
+from lissom.methods.quantization.int8 import Int8
 from lissom.stats.unit_cost import unit_flops
 from lissom.stats.unit_latency import Saved, UnitLatency
 from tests import tiny
@@ -142,3 +146,25 @@ def test_time_is_a_budget_too(monkeypatch: pytest.MonkeyPatch):
     assert sorted(map(len, cut.neurons)) == [24, 24, 48]  # two layers of three save 0.2 of 1
     with pytest.raises(LissomError, match=r"LSM-318 latency: latency 0\.2 is less than one head and one neuron"):
         PruneUnits(latency=0.2, length=8).apply(editor, texts())
+
+
+def test_what_is_factorized_is_cut_too_and_saved_with_its_ragged_widths(tmp_path: Path):
+    editor, given = Editor(tiny.model("bert", HEAD)), texts()
+    Svd(ratio=0.8).apply(editor, given)
+    before = unit_flops(editor.anatomy(), 8).total
+    assert (
+        before
+        == sum(
+            2 * 8 * one.weight.numel()
+            for one in editor.model.bert.encoder.modules()
+            if isinstance(one, torch.nn.Linear)
+        )
+        + 3 * 4 * 64 * 32
+    )
+    PruneUnits(flops=0.8, length=8).apply(editor, given)
+    assert unit_flops(editor.anatomy(), 8).total <= 0.8 * before
+    assert len({block.ffn.width for block in editor.anatomy().stacks[0].blocks}) > 1
+    Int8().apply(editor, given)
+    inputs = tiny.batch(editor.model)
+    lissom.save(editor.model, tmp_path / "out")
+    assert torch.equal(tiny.outputs(lissom.load(tmp_path / "out"), inputs), tiny.outputs(editor.model, inputs))
