@@ -9,7 +9,8 @@ the cut model x and r are others, because of what went before. With K the column
 δ is `DAMP` times the mean of the diagonal of the matrix that is inverted: where texts say nothing, all stays as it was.
 Sources: Kwon et al. 2022, "A fast post-training pruning framework for Transformers", section 4.3 (gates, and the
 residual in the target); He et al. 2017, "Channel pruning for accelerating very deep neural networks", section 3.1
-(weights). Ours: normal equations with a pull towards 1 instead of LSMR.
+(weights). Ours: normal equations with a pull towards 1 instead of LSMR. Where there are several stacks, or a block runs
+more than once, "uncut" means: as it was before this block was cut, on what the cut ones before it give.
 """
 
 from __future__ import annotations
