@@ -24,7 +24,15 @@ from lissom.data import load_data
 from lissom.measure.size import sparsity
 from lissom.methods import Method
 from lissom.methods.options import build, plain
-from lissom.nn import Int8Linear, KroneckerEmbedding, KroneckerLinear, LoraLinear, LowRankLinear, ThinEmbedding
+from lissom.nn import (
+    Int8Linear,
+    KroneckerEmbedding,
+    KroneckerLinear,
+    LoraLinear,
+    LowRankLinear,
+    MixingEmbedding,
+    ThinEmbedding,
+)
 from lissom.nn.binary import BinaryLinear
 from lissom.nn.grouped import GroupedLinear
 from lissom.nn.input_groups import InputGroupsLinear
@@ -44,7 +52,7 @@ from tests import tiny
 READY = [entry["id"] for entry in catalogue() if entry["status"] == "ready"]
 GENERATE = {"sequence-kd", "gkd", "imitkd", "minillm", "distillm", "kivi", "lowrank-output"}
 """For models that go on with a text."""
-ENCODERS_ONLY = {"mixkd", "i-bert"}
+ENCODERS_ONLY = {"safe-embedding", "mixkd", "i-bert"}
 ENCODER_DECODERS = {"dq-bart", "recurrent-stacking", "tied-transformer"}
 """For models that have both."""
 NEW_STUDENT = {"well-read-students"}
@@ -369,7 +377,8 @@ def both(options: dict[str, Any], before: Stack, after: Stack, result: Result) -
 
 def narrow(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:
     if options["of"] == "input":
-        assert isinstance(result.model.get_input_embeddings(), ThinEmbedding)
+        kind = MixingEmbedding if options["mixes"] else ThinEmbedding
+        assert type(result.model.get_input_embeddings()) is kind
     else:
         assert isinstance(result.model.get_output_embeddings(), LowRankLinear)
 

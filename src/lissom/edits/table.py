@@ -10,7 +10,7 @@ from torch import nn
 from lissom.edits.edit import EDIT_MISFIT, Edit
 from lissom.edits.linear import Factorize, table_at
 from lissom.errors import LissomError
-from lissom.nn import LowRankLinear, ThinEmbedding
+from lissom.nn import LowRankLinear, MixingEmbedding, ThinEmbedding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,11 +21,14 @@ class FactorizeTable(Edit):
         `PATH.table.weight` (rows, rank) and `PATH.widen` (rank, width).
     heads: paths of linear maps that multiply by the table; a head's bias is carried over. Where there are any, the
         config no longer says that words and head are tied: the edit ties them.
+    mixes: whether the narrow rows of a text look at each other before they are widened. That comes as tensors
+        `PATH.query`, `PATH.key`, `PATH.value` and `PATH.output` (rank, rank), and starts as doing nothing.
     """
 
     path: str
     rank: int
     heads: tuple[str, ...] = ()
+    mixes: bool = False
 
     def apply(self, model: nn.Module) -> None:
         """Replace the table and the heads; the factors are not filled in yet."""
@@ -34,7 +37,8 @@ class FactorizeTable(Edit):
             cause = f"rank {self.rank} is outside 1 to {table.embedding_dim}"
             raise LissomError(EDIT_MISFIT, cause, place=self.path)
         weight = table.weight
-        thin = ThinEmbedding(
+        kind = MixingEmbedding if self.mixes else ThinEmbedding
+        thin = kind(
             table.num_embeddings,
             table.embedding_dim,
             self.rank,

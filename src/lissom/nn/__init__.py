@@ -7,7 +7,7 @@ from lissom.nn.lora import LoraLinear
 from lissom.nn.low_bit import LowBitEmbedding, LowBitLinear
 from lissom.nn.low_rank import LowRankLinear
 from lissom.nn.scaled import ScaledLinear
-from lissom.nn.thin_embedding import ThinEmbedding
+from lissom.nn.thin_embedding import MixingEmbedding, ThinEmbedding
 
 __all__ = [
     "BiLstm",
@@ -19,6 +19,7 @@ __all__ = [
     "LowBitEmbedding",
     "LowBitLinear",
     "LowRankLinear",
+    "MixingEmbedding",
     "ScaledLinear",
     "ThinEmbedding",
 ]

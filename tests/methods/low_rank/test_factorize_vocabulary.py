@@ -10,10 +10,11 @@ import lissom
 from lissom.data import load_data
 from lissom.edits import Editor, FactorizeTable, KeepVocab
 from lissom.errors import LissomError
+from lissom.export import export
 from lissom.methods import Given
 from lissom.methods.low_rank.factorize_vocabulary import FactorizeVocabulary
 from lissom.methods.quantization.int8 import Int8
-from lissom.nn import Int8Embedding, LowRankLinear, ThinEmbedding
+from lissom.nn import Int8Embedding, LowRankLinear, MixingEmbedding, ThinEmbedding
 from lissom.recipe import parameters
 from tests import tiny
 
@@ -116,6 +117,41 @@ def test_the_narrow_table_is_packed_and_a_shared_one_is_not():
     for step in (FactorizeVocabulary(ratio=0.5), Int8()):
         step.apply(Editor(model), Given())
     assert type(model.get_input_embeddings().table) is torch.nn.Embedding
+
+
+def test_rows_that_look_at_each_other_by_hand():
+    table = MixingEmbedding(3, 2, 1, padding_idx=0)
+    with torch.no_grad():
+        table.table.weight.copy_(torch.tensor([[9.0], [1.0], [2.0]]))
+        table.widen.copy_(torch.tensor([[1.0, -1.0]]))
+        table.query.zero_()  # all scores alike: the mean of what is not padding
+    ids = torch.tensor([[1, 2, 0]])
+    assert table(ids).tolist() == [[[1, -1], [2, -2], [9, -9]]]
+    with torch.no_grad():
+        table.output.fill_(2.0)
+    assert table(ids).tolist() == [[[4, -4], [5, -5], [12, -12]]]  # twice the mean of 1 and 2 more
+    assert table.weight.tolist() == [[9, -9], [1, -1], [2, -2]]
+
+
+def test_mixing_starts_as_nothing_and_is_saved_and_exported(tmp_path):
+    thin, mixed = (tiny.model("bert", "AutoModelForSequenceClassification") for _ in range(2))
+    FactorizeVocabulary(ratio=0.5).apply(Editor(thin), Given())
+    FactorizeVocabulary(ratio=0.5, mixes=True).apply(Editor(mixed), Given())
+    inputs = tiny.batch(mixed)
+    torch.testing.assert_close(tiny.outputs(mixed, inputs), tiny.outputs(thin, inputs))
+    with torch.no_grad():
+        mixed.get_input_embeddings().output.normal_(generator=torch.Generator().manual_seed(0))
+    assert not torch.allclose(tiny.outputs(mixed, inputs), tiny.outputs(thin, inputs))
+    lissom.save(mixed, tmp_path / "out")
+    assert torch.equal(tiny.outputs(lissom.load(tmp_path / "out"), inputs), tiny.outputs(mixed, inputs))
+    export(mixed, "onnx", tmp_path / "graph")  # proves it
+    Int8().apply(Editor(mixed), Given())
+    assert torch.isfinite(tiny.outputs(mixed, inputs)).all()
+
+
+def test_decoders_have_no_whole_text_to_mix():
+    with pytest.raises(LissomError, match="LSM-715 rows that look at each other need the whole text"):
+        FactorizeVocabulary(mixes=True).check(Editor(tiny.model("gpt2")).anatomy(), Given())
 
 
 def test_tokens_can_go_afterwards(tmp_path):

@@ -5,8 +5,9 @@
 
 A head that shares the table multiplies by the same pair, transposed. Started from a trained table by its truncated SVD.
 Sources: Lan et al. 2020, "ALBERT", section 3.1 (input); Sainath et al. 2013, "Low-rank matrix factorization for deep
-neural network training with high-dimensional output targets", section 3 (output), both trained so from the start;
-Chen et al. 2021, "DRONE", section 3.3 (tokens: there only those that texts hold count).
+neural network training with high-dimensional output targets", section 3 (output), and Reid et al. 2021, "Subformer",
+section 3.2 (mixes: SAFE), all trained so from the start; Chen et al. 2021, "DRONE", section 3.3 (tokens: there only
+those that texts hold count).
 """
 
 from __future__ import annotations
@@ -47,11 +48,19 @@ class FactorizeVocabulary(Method):
         Literal["weights", "tokens"], Field(description="what an error costs; tokens counts them in texts")
     ] = "weights"
     samples: Annotated[int, Field(ge=1, le=100_000, description="texts in which tokens are counted")] = 1024
+    mixes: Annotated[
+        bool,
+        Field(description="let the narrow rows of a text look at each other, which is learnt by tune; encoders only"),
+    ] = False
 
     def check(self, anatomy: Anatomy, given: Given) -> None:
-        """Raises LSM-317 when there are no texts to count tokens in, LSM-715 when the model has no such map."""
+        """Raises LSM-317 when there are no texts to count tokens in, LSM-715 when the model has no such map or no whole
+        text to mix."""
         if self.by == "tokens" and (given.data is None or given.tokenizer is None):
             raise LissomError(317, "by: tokens looks at texts", remedy="Give --data, or choose by: weights.")
+        if self.mixes and (self.of == "output" or any(stack.name == "decoder" for stack in anatomy.stacks)):
+            cause = "rows that look at each other need the whole text, which only the input of an encoder has"
+            raise LissomError(715, cause, remedy="Leave mixes out.")
         if self.of == "output" and not _heads(anatomy):
             cause = f"{type(anatomy.model).__name__} has no map to the scores of tokens"
             raise LissomError(715, cause, remedy="Choose of: input.")
@@ -77,7 +86,7 @@ class FactorizeVocabulary(Method):
         if rank:
             narrow, widen = self._metric(editor, given).factors(weight, rank)
             factors = {f"{table}.table.weight": narrow, f"{table}.widen": widen}
-            editor.apply(edits.FactorizeTable(path=table, rank=rank, heads=tied), factors)
+            editor.apply(edits.FactorizeTable(path=table, rank=rank, heads=tied, mixes=self.mixes), factors)
 
     def _rank(self, rows: int, columns: int) -> int:
         return uniform({"": Size(rows=rows, columns=columns, held=rows * columns)}, self.ratio)[""]
