@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from lissom import edits
 from lissom.anatomy import Stack, dissect
+from lissom.nn import LoraLinear
 from lissom.stats.batches import cut
 from lissom.stats.sensitivity import answers_of, moved
 from lissom.stats.spans import Call, Span, calls
@@ -36,10 +37,15 @@ def groups(source: Sequence[int]) -> dict[int, tuple[int, ...]]:
 
 
 def _tensors(model: nn.Module, stack: Stack, edit: edits.ShareLayers, layer: int) -> dict[tuple[int, str], Tensor]:
-    """The tensors of a layer that the edit shares, by their place: number of the module and name in it."""
-    paths = edits.shared_paths(stack.blocks[layer], edit.parts)
-    states = [model.get_submodule(path).state_dict(keep_vars=True) for path in paths]
-    return {(i, name): one for i, state in enumerate(states) for name, one in state.items()}
+    """What of a layer the edit shares, without deltas, by its place: number of the module, and name of the tensor in it."""
+    found: dict[tuple[int, str], Tensor] = {}
+    for i, path in enumerate(edits.shared_paths(stack.blocks[layer], edit.parts)):
+        module = model.get_submodule(path)
+        maps = [f"{name}." if name else "" for name, one in module.named_modules() if isinstance(one, LoraLinear)]
+        deltas = tuple(f"{name}{part}." for name in maps for part in ("down", "up"))
+        state = module.state_dict(keep_vars=True)
+        found |= {(i, name): one for name, one in state.items() if not name.startswith(deltas)}
+    return found
 
 
 def _named(
