@@ -37,7 +37,7 @@ def groups(source: Sequence[int]) -> dict[int, tuple[int, ...]]:
 
 
 def _tensors(model: nn.Module, stack: Stack, edit: edits.ShareLayers, layer: int) -> dict[tuple[int, str], Tensor]:
-    """What of a layer the edit shares, without deltas, by its place: number of the module, and name of the tensor in it."""
+    """What of a layer the edit shares, without deltas, by its place: number of the module, and name in it."""
     found: dict[tuple[int, str], Tensor] = {}
     for i, path in enumerate(edits.shared_paths(stack.blocks[layer], edit.parts)):
         module = model.get_submodule(path)
