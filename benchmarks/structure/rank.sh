@@ -23,7 +23,7 @@ for kind in ${KINDS-weights fisher input-size inputs}; do
     compress "$name" "$work/$name.yaml"
   done
 done
-for recipe in ${HEALED-drone fwsvd svd-kd}; do
+for recipe in ${HEALED-drone}; do
   compress "$recipe" "$recipe"
 done
 
