@@ -304,13 +304,16 @@ def data_for(model: PreTrainedModel, data: Any, seed: int, columns: Mapping[str,
         "masked_language_modelling": "MaskedLM",
     }
     wanted = heads.get(found.task.kind)
-    goes_on = model.can_generate() and not model.config.is_encoder_decoder  # says which token comes next in a text
-    fits = wanted in kind if wanted else is_bare(model) if found.task.kind == "embedding" else goes_on
+    answers = found.task.kind == "text_to_text"  # with an encoder, else what goes on with the text itself
+    writes = model.can_generate() and model.config.is_encoder_decoder == answers
+    fits = wanted in kind if wanted else is_bare(model) if found.task.kind == "embedding" else writes
     if not fits:
         task = found.task.kind.replace("_", " ")
         cause = f"{kind} has no head for {task}"
         remedy = "Train one first: lissom finetune MODEL --data ..."
         remedy += ", or give texts without labels to keep its embeddings" if is_bare(model) else ""
+        if found.task.kind == "text_to_text" and named:
+            remedy = f"If {found.columns['target']} is the label, say so: --column label={found.columns['target']}"
         raise LissomError(826, cause, place=found.name, remedy=remedy)
     return found
 
@@ -318,7 +321,7 @@ def data_for(model: PreTrainedModel, data: Any, seed: int, columns: Mapping[str,
 def measured_split(data: Data) -> str:
     """test where it is there and has labels, else validation."""
     columns = {name: rows.column_names for name, rows in data.splits.items()}
-    answer = {"tagging": "tags", "question_answering": "answers"}
+    answer = {"tagging": "tags", "question_answering": "answers", "text_to_text": "target"}
     bare = "language_modelling" in data.task.kind or data.task.metric == "cosine"
     wanted = "text" if bare else answer.get(data.task.kind, "label")
     return next((name for name in ("test", "validation") if wanted in columns.get(name, ())), "train")

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _LONGEST = 5  # words of an n-gram
 _SIDES = ("text", "text_b")
-_FIXED = ("tagging", "question_answering")  # their labels stand at words
+_FIXED = ("tagging", "question_answering", "text_to_text")  # their labels stand at words, or say the same
 
 Keep = Callable[[Sequence[Any], "PreTrainedModel", Callable[[], "dict[str, Tensor]"]], "dict[str, Tensor]"]
 """Stores tensors that take long to make under what decides them: plain values and a model."""

@@ -26,10 +26,21 @@ _GROUPS: tuple[tuple[tuple[str, ...], tuple[tuple[str, ...], ...]], ...] = (
             ("question", "passage"),
         ),
     ),
+    (
+        ("text", "target"),
+        (
+            ("text", "target"),
+            ("source", "target"),
+            ("src", "tgt"),
+            ("document", "summary"),
+            ("article", "highlights"),
+            ("dialogue", "summary"),
+        ),
+    ),
     (("text",), (("text",), ("sentence",), ("content",))),
 )
 _LABEL = ("label", "labels")
-NORMALISED = ("text", "text_b", "label", "tokens", "tags", "question", "context", "answers")
+NORMALISED = ("text", "text_b", "target", "label", "tokens", "tags", "question", "context", "answers")
 
 
 def map_columns(found: Sequence[str], asked: Mapping[str, str] | None, place: str) -> dict[str, str]:
@@ -50,7 +61,7 @@ def map_columns(found: Sequence[str], asked: Mapping[str, str] | None, place: st
         cause = f"no text column among: {', '.join(found)}"
         remedy = 'Name it: columns={"text": ...}, or --column text=NAME.'
         raise LissomError(819, cause, place=place, remedy=remedy)
-    if "text" in mapping:
+    if "text" in mapping and "target" not in mapping:
         named = asked.get("label") or next((free[usual] for usual in _LABEL if usual in free), None)
         if named:
             mapping["label"] = named
@@ -64,8 +75,11 @@ def map_columns(found: Sequence[str], asked: Mapping[str, str] | None, place: st
 def _content(free: Mapping[str, str], asked: Mapping[str, str]) -> dict[str, str]:
     """The columns that hold what the model reads."""
     if "text" in asked:  # a text of the user's own stands alone unless a second one is named
-        return {role: asked[role] for role in ("text", "text_b") if role in asked}
+        return {role: asked[role] for role in ("text", "text_b", "target") if role in asked}
+    labelled = "label" in asked or any(usual in free for usual in _LABEL)
     for roles, spellings in _GROUPS:
+        if "target" in roles and labelled:  # then a column of that name is something else
+            continue
         for spelling in spellings:
             names = [asked.get(role) or free.get(usual) for role, usual in zip(roles, spelling, strict=True)]
             if all(names):

@@ -30,6 +30,7 @@ def encode(
     - classification, regression: `labels`, one int or float a row, if the rows have labels;
     - tagging: `labels`, one a token: the tag at the first sub-word of each word, -100 elsewhere, if the rows have tags;
     - question answering: `start_positions`, `end_positions` of the first answer; 0 where it was cut off or is missing;
+    - text to text: `labels`, the tokens of the target, cut like the text;
     - embedding: each text of a pair as a row of its own, without labels;
     - language modelling: rows are blocks of `max_length` tokens (the last one may be shorter, at least 2) that run
       over the ends of texts, which the end-of-sequence token marks if there is one; `labels` = `input_ids`;
@@ -47,7 +48,8 @@ def encode(
     max_length = _checked(dataset, tokenizer, task, max_length)
     if task.kind in _RUNNING:
         return _blocks(dataset, tokenizer, max_length, hidden=task.kind == "masked_language_modelling")
-    make = {"tagging": _tagged, "question_answering": _answered, "embedding": _apart}.get(task.kind, _labelled)
+    makers = {"tagging": _tagged, "question_answering": _answered, "text_to_text": _written, "embedding": _apart}
+    make = makers.get(task.kind, _labelled)
     parts, cut = [], 0
     for start in range(0, len(dataset), _ROWS):
         columns, lost = make(dataset[start : start + _ROWS], tokenizer, max_length)
@@ -90,6 +92,15 @@ def _labelled(
     if "label" in rows:
         columns["labels"] = rows["label"]
     return columns, _cut(encoded, tokenizer, max_length)
+
+
+def _written(
+    rows: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> tuple[dict[str, Any], int]:
+    encoded = tokenizer(rows["text"], truncation=True, max_length=max_length)
+    target = tokenizer(text_target=rows["target"], truncation=True, max_length=max_length)
+    lost = max(_cut(one, tokenizer, max_length) for one in (encoded, target))
+    return {**encoded, "labels": target["input_ids"]}, lost
 
 
 def _apart(rows: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[dict[str, Any], int]:
@@ -181,6 +192,7 @@ def _features(columns: Mapping[str, Any], kind: str) -> datasets.Features:
             "regression": hub.Value("float32"),
             "tagging": tokens,
             "language_modelling": tokens,
+            "text_to_text": tokens,
         }.get(kind),
         "start_positions": hub.Value("int64"),
         "end_positions": hub.Value("int64"),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lissom.data.columns import map_columns
 from lissom.data.read import SUFFIXES, Table, read_object, read_table, suffix
-from lissom.data.rows import Rows, labelled_rows, question_rows, tagged_rows, text_rows
+from lissom.data.rows import Rows, labelled_rows, question_rows, tagged_rows, text_rows, written_rows
 from lissom.data.task import WHOLE, Data, Task, digest, metric
 from lissom.errors import LissomError
 from lissom.files import inside, read_json
@@ -91,6 +91,8 @@ def _rows(found: _Source, mapping: Mapping[str, str], model_labels: Sequence[str
         return tagged_rows(found.tables, mapping, found.labels, model_labels)
     if "answers" in mapping:
         return question_rows(found.tables, mapping)
+    if "target" in mapping:
+        return written_rows(found.tables, mapping)
     if "label" in mapping or model_labels is not None:
         return labelled_rows(found.tables, mapping, found.labels, model_labels)
     return text_rows(found.tables, mapping)

@@ -112,6 +112,18 @@ def question_rows(tables: Mapping[str, Table], mapping: Mapping[str, str]) -> Ro
     return Rows("question_answering", (), splits)
 
 
+def written_rows(tables: Mapping[str, Table], mapping: Mapping[str, str]) -> Rows:
+    """Texts, each with the one that is to be written."""
+    remedy = f"If it is a class, name it: --column label={mapping['target']}."
+    splits: dict[str, Columns] = {}
+    for split, table in tables.items():
+        for row, cell in enumerate(table.columns[mapping["target"]]):
+            if not isinstance(cell, str) and not is_missing(cell):
+                raise table.fault(814, row, mapping["target"], f"{shown(cell)} is no text", remedy)
+        splits[split] = {role: _readable(table, mapping[role]) for role in ("text", "target")}
+    return Rows("text_to_text", (), splits)
+
+
 def _texts(table: Table, mapping: Mapping[str, str], keep: Sequence[int] | None = None) -> Columns:
     return {role: _readable(table, mapping[role], keep) for role in ("text", "text_b") if role in mapping}
 

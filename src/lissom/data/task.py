@@ -21,6 +21,7 @@ Kind = Literal[
     "question_answering",
     "language_modelling",
     "masked_language_modelling",  # running text for a model that names hidden tokens; the model says so, not the data
+    "text_to_text",  # a text, and the one that is to be written: a summary, a translation
     "embedding",  # texts, or pairs with their similarity, for a model without a head; the model says so too
 ]
 
@@ -45,8 +46,8 @@ class Data:
     """A task and its splits.
 
     splits: by name. Columns: `text`, for pairs also `text_b`, and `label` (int64, an index into `task.labels`, or
-        float64); or `tokens` and `tags`; or `question`, `context` and `answers`; or `text` alone. A split without
-        labels has no `label` or `tags` column. Data without splits has the one split "all".
+        float64); or `tokens` and `tags`; or `question`, `context` and `answers`; or `text` and `target`; or `text`
+        alone. A split without labels has no `label` or `tags` column. Data without splits has the one split "all".
     columns: normalised name -> name in the source.
     digest: sha256 of the normalised contents; the same data in another file format has the same.
     notes: what a person should know: rows left out, texts in two splits, columns that were not used.
@@ -116,6 +117,7 @@ def metric(kind: Kind, name: str, labels: tuple[str, ...]) -> str:
         "question_answering": "f1",
         "language_modelling": "perplexity",
         "masked_language_modelling": "accuracy",
+        "text_to_text": "perplexity",
         "embedding": "cosine",
     }[kind]
     glue = _METRICS.get(re.sub(r"[^a-z]", "", re.split(r"[/:]", name.lower())[-1]), usual)

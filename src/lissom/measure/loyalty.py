@@ -39,6 +39,14 @@ def loyalty(answers: Any, reference: Any, task: Task, seed: int) -> list[Reading
         scores = additive("label_loyalty", same, ratio_of_sums, "Share of questions with the reference's answer.")
         why = "Not taken: the probabilities of all spans are not kept."
         return [quality_reading(scores, seed), taken("probability_loyalty", None, why)]
+    if task.kind == "text_to_text":
+        same = np.array([[(a == b).sum(), len(a)] for a, b in zip(answers.said, reference.said, strict=True)])
+        how = "Share of tokens of the targets at which the reference's likeliest token is said, those before it given."
+        why = "Not taken: the probabilities of all tokens are not kept."
+        return [
+            quality_reading(additive("label_loyalty", same, ratio_of_sums, how), seed),
+            taken("probability_loyalty", None, why),
+        ]
     if answers.shape != reference.shape:
         why = f"Not taken: answers of shape {answers.shape}, the reference's have {reference.shape}."
         return [taken(name, None, why) for name in (("cosine",) if task.kind == "embedding" else _NAMES)]

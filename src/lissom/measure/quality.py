@@ -18,6 +18,7 @@ from lissom.measure.questions import best_answers, word_overlap
 from lissom.measure.scores import Scores, additive, divide, ratio_of_sums
 from lissom.measure.tagging import span_counts
 from lissom.measure.windows import next_token_losses, read_through
+from lissom.measure.written import Foreseen, foreseen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,18 +29,20 @@ if TYPE_CHECKING:
     from lissom.data import Task
     from lissom.runtime import Runner, Text
 
-Answers = Any  # logits (texts, classes) or (texts, words, tags), answer texts, or losses or counts (examples, 2)
+Answers = Any  # logits (texts, classes) or (texts, words, tags), answer texts, losses or counts (examples, 2), Foreseen
 
 
 def texts_of(rows: datasets.Dataset, task: Task) -> list[Text]:
-    """What a runner reads: texts, pairs, word lists, or (question, context); for embeddings the first texts of
-    all pairs, then the second ones."""
+    """What a runner reads: texts, pairs, word lists, (question, context), or (text, target); for embeddings the first
+    texts of all pairs, then the second ones."""
     if task.kind == "tagging":
         return [list(words) for words in rows["tokens"]]
     if task.kind == "question_answering":
         return list(zip(rows["question"], rows["context"], strict=True))
     if task.kind == "embedding":
         return [text for name in ("text", "text_b") if name in rows.column_names for text in rows[name]]
+    if task.kind == "text_to_text":
+        return list(zip(rows["text"], rows["target"], strict=True))
     if "text_b" in rows.column_names:
         return list(zip(rows["text"], rows["text_b"], strict=True))
     return list(rows["text"])
@@ -61,6 +64,8 @@ def answer(runner: Runner, texts: list[Text], task: Task, tokens_per_batch: int 
         return next_token_losses(runner, texts)
     if task.kind == "masked_language_modelling":
         return hidden_tokens(runner, texts)
+    if task.kind == "text_to_text":
+        return foreseen(runner, texts)
     logits = runner.predict(texts, tokens_per_batch=tokens_per_batch)
     if not task.labels:
         return logits
@@ -72,6 +77,8 @@ def ask_for(kind: str) -> Callable[[Runner, Sequence[Text]], object]:
     """How a runner is asked where only its time or memory counts, for a kind of task."""
     if kind == "question_answering":
         return best_answers
+    if kind == "text_to_text":
+        return foreseen
     return read_through if kind.endswith("language_modelling") else lambda runner, texts: runner.predict(texts)
 
 
@@ -140,6 +147,15 @@ def _modelled(losses: NDArray[Any], rows: datasets.Dataset, task: Task) -> list[
     return [additive("perplexity", losses, lambda sums: np.exp(ratio_of_sums(sums)), how)]
 
 
+def _written(answers: Foreseen, rows: datasets.Dataset, task: Task) -> list[Scores]:
+    how = f"of the tokens of the target, each given those before it, in at most {TEXTS} pairs, which are the examples."
+    losses, right = answers.counts[:, [0, 2]], answers.counts[:, [1, 2]]
+    return [
+        additive("perplexity", losses, lambda sums: np.exp(ratio_of_sums(sums)), f"Exponential of the mean loss {how}"),
+        additive("accuracy", right, ratio_of_sums, f"Share named {how}"),
+    ]
+
+
 def _unhidden(counts: NDArray[Any], rows: datasets.Dataset, task: Task) -> list[Scores]:
     how = (
         "Share of hidden tokens that the model names: 15 % of each text's, always the same ones, all behind the mask "
@@ -155,6 +171,7 @@ _SCORES: dict[str, Callable[[Answers, datasets.Dataset, Task], list[Scores]]] = 
     "question_answering": _answered,
     "language_modelling": _modelled,
     "masked_language_modelling": _unhidden,
+    "text_to_text": _written,
     "embedding": _embedded,
 }
 

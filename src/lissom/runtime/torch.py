@@ -72,6 +72,9 @@ class TorchRunner(Runner):
         if self.threads is not None and torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)  # one setting for the whole process: another runner may have changed it
         tensors = {name: torch.from_numpy(array).to(self.model.device) for name, array in batch.items()}
+        if "decoder_input_ids" not in tensors and self.model.config.is_encoder_decoder and self.model.can_generate():
+            first = self.model.config.decoder_start_token_id  # what it would write first is all that is asked for
+            tensors["decoder_input_ids"] = torch.full_like(tensors["input_ids"][:, :1], first)
         training = self.model.training
         if training:
             self.model.train(False)

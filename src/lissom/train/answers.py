@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -12,6 +12,8 @@ from lissom.data.batches import pad
 from lissom.train.cache import kept
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import datasets
     from torch import Tensor
     from transformers import PreTrainedModel
@@ -24,6 +26,16 @@ LABELS = frozenset({"labels", "start_positions", "end_positions"})
 def autocast(device: torch.device, bf16: bool) -> AbstractContextManager[Any]:
     """bf16 autocast, or nothing."""
     return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
+
+
+def forced(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """`inputs`, with what the decoder of a model that writes is given: the labels, one token later."""
+    labels = inputs.get("labels")
+    writes = model.config.is_encoder_decoder and model.can_generate()
+    if labels is None or not writes or "decoder_input_ids" in inputs:
+        return inputs
+    later: Tensor = cast("Any", model).prepare_decoder_input_ids_from_labels(labels=labels)
+    return {**inputs, "decoder_input_ids": later}
 
 
 def one_answer_a_row(model: PreTrainedModel) -> bool:

@@ -20,7 +20,7 @@ from lissom.data.batches import pad
 from lissom.errors import LissomError
 from lissom.files import read_json, read_safetensors, write_json
 from lissom.train import checkpoint, processes
-from lissom.train.answers import LABELS, autocast
+from lissom.train.answers import LABELS, autocast, forced
 from lissom.train.objectives import Answers, Objective
 from lissom.train.pace import Pace
 from lissom.train.projections import Watch
@@ -129,7 +129,7 @@ class Engine(Trainer):
         rows = inputs.pop("row", None)
         for objective in self.objectives.values():
             inputs = dict(objective.prepare(inputs, self.tokenizer))
-        return self._both(inputs, rows=rows)
+        return self._both(forced(self.model, inputs), rows=rows)
 
     def _both(self, inputs: Mapping[str, Tensor], embed: Embed | None = None, *, rows: Tensor | None = None) -> Answers:
         """Student and teachers, each asked once. rows: numbers of the rows, where the teachers' answers are stored."""

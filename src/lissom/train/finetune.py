@@ -30,6 +30,7 @@ _HEADS = {
     "tagging": "AutoModelForTokenClassification",
     "question_answering": "AutoModelForQuestionAnswering",
     "language_modelling": "AutoModelForCausalLM",
+    "text_to_text": "AutoModelForSeq2SeqLM",
 }
 
 

@@ -138,7 +138,8 @@ class Tune(Method):
         wanted = next((name for name, one in self._objectives(given).items() if one.labels), None)
         if wanted is None or given.data is None or "language_modelling" in given.data.task.kind:
             return
-        column = {"tagging": "tags", "question_answering": "answers"}.get(given.data.task.kind, "label")
+        columns = {"tagging": "tags", "question_answering": "answers", "text_to_text": "target"}
+        column = columns.get(given.data.task.kind, "label")
         if column not in given.data.split("train").column_names:
             cause = f"{wanted} learns from labels, and the training rows have none"
             raise LissomError(317, cause, place="learn", remedy="Give labels, or learn only from a teacher.")

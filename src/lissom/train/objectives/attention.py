@@ -129,7 +129,8 @@ class Attention(Objective):
     def _seen(self, answers: Answers, mine: Tensor) -> Tensor:
         """(batch, 1 or heads, seq, seq), True where a real query sees a real key."""
         mask = answers.mask
-        seen = (mask[:, :, None] & mask[:, None, :])[:, None]
+        keys = mask if answers.keys is None else answers.keys
+        seen = (mask[:, :, None] & keys[:, None, :])[:, None]
         if self.of == "maps":  # zero where the model does not look, or its dropout does not let it
             return seen & (mine > 0)
         causal = any(self._layers(one)[0].causal for one in (answers.student, answers.taught))

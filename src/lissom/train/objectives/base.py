@@ -56,6 +56,7 @@ class Answers:
     ask: asks student and teachers about another batch, for objectives that make their own; see `Objective.asks`.
         Nothing prepares it. With a function as its second argument, each model reads what that gives for it, (batch,
         seq, width), instead of the words of `input_ids`.
+    keys: (batch, seq), True at the real tokens that attention looks at, where those are not the ones of `mask`.
     model: the student itself, for objectives that let it generate. None where nothing may be asked.
     """
 
@@ -68,6 +69,7 @@ class Answers:
     progress: float = 0.0
     ask: Ask | None = None
     model: PreTrainedModel | None = None
+    keys: Tensor | None = None
 
     @property
     def taught(self) -> ModelOutput:

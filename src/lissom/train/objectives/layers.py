@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from lissom.data.encode import IGNORED
 from lissom.errors import LissomError
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ _SIDES = ("encoder", "decoder", "cross")
 def sides(answers: Answers) -> tuple[Answers, ...]:
     """The answers of each row of layers: one, or those of the encoder, the decoder and between them (attention only).
 
-    A decoder is asked about the same text, one token later, so that the mask is that of the text for all of them.
+    A decoder reads the text that is to be written where there is one, else the same text, one token later.
     """
     if "encoder_last_hidden_state" not in answers.student:
         return (answers,)
@@ -36,8 +37,18 @@ def sides(answers: Answers) -> tuple[Answers, ...]:
     for side in _SIDES:
         student, teacher = _side(answers.student, side), _side(answers.taught, side)
         if student:
-            found.append(dataclasses.replace(answers, student=student, teacher=teacher))
+            found.append(dataclasses.replace(_masked(answers, side), student=student, teacher=teacher))
     return tuple(found)
+
+
+def _masked(answers: Answers, side: str) -> Answers:
+    """With the mask of the decoder's own tokens, and for its look at the encoder that of the text as `keys`."""
+    labels = answers.inputs.get("labels")
+    if side == "encoder" or labels is None or "decoder_input_ids" not in answers.inputs:
+        return answers
+    own = {"input_ids": answers.inputs["decoder_input_ids"], "attention_mask": labels != IGNORED}
+    keys = answers.mask if side == "cross" else None
+    return dataclasses.replace(answers, inputs={**answers.inputs, **own}, keys=keys)
 
 
 def _side(output: ModelOutput, side: str) -> ModelOutput:
