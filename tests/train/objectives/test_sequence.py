@@ -146,3 +146,32 @@ def test_what_cannot_be_learnt_so():
         OBJECTIVE.check(bert, None, (tiny.model("gpt2", CAUSAL),))
     with pytest.raises(LissomError, match="LSM-319 sequence: prompt and new_tokens are 96 tokens, GPT2LMHeadModel"):
         SequenceLevel().check(dissect(tiny.model("gpt2", CAUSAL)), None, (tiny.model("gpt2", CAUSAL),))
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_answers_of_an_encoder_decoder_take_the_place_of_targets(tmp_path, family):
+    teacher = tiny.model(family, "AutoModelForSeq2SeqLM", seed=1)
+    data = rows("language_modelling", count=6)
+    made = OBJECTIVE.rewrite(data, means(tmp_path, teacher))
+    for before, after in zip(data, made, strict=True):
+        assert after["input_ids"] == before["input_ids"]
+        said = [teacher.config.decoder_start_token_id]
+        for _ in range(5):
+            given = {"input_ids": torch.tensor([before["input_ids"]]), "decoder_input_ids": torch.tensor([said])}
+            with torch.no_grad():
+                said.append(int(teacher(**given).logits[0, -1].argmax()))
+            if said[-1] == teacher.config.eos_token_id:
+                break
+        if family == "bart" and len(said) == 6:
+            said[-1] = teacher.config.forced_eos_token_id
+        assert after["labels"] == said[1:]
+
+
+def test_both_write_in_the_same_way():
+    t5, gpt2 = tiny.model("t5", "AutoModelForSeq2SeqLM"), tiny.model("gpt2", CAUSAL)
+    OBJECTIVE.check(dissect(t5), None, [t5])
+    with pytest.raises(LissomError, match="LSM-319 sequence: T5ForConditionalGeneration does not go on with a text"):
+        OBJECTIVE.check(dissect(gpt2), None, [t5])
+    bart = tiny.model("bart", "AutoModelForSeq2SeqLM")
+    with pytest.raises(LissomError, match="LSM-319 sequence: new_tokens are 65 tokens, BartForCond"):
+        SequenceLevel(new_tokens=65).check(dissect(bart), None, [bart])
