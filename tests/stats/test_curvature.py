@@ -157,3 +157,11 @@ def test_fisher_by_rows_needs_labels():
     model = tiny.model("bert", CLASSIFIER)
     with pytest.raises(LissomError, match="LSM-821"):
         row_fisher(model, list(dissect(model).linears()), [tiny.batch(model, rows=2)])
+
+
+def test_slices_are_short_and_what_is_left_over_is_not_looked_at():
+    model, seen = Quadratic(), []
+    plain = model.forward
+    model.forward = lambda input_ids, **named: (seen.append(len(input_ids)), plain(input_ids, **named))[1]
+    omegas(model, {"a": [model.first]}, [{"input_ids": torch.ones(64, 2, dtype=torch.int64)}] * 4)
+    assert seen == [8] * 10

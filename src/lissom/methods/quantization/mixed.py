@@ -5,8 +5,8 @@ the budget are found exactly (`lissom.stats.widths`). With e the change of a row
 bits, and H = 2 Σ xᵀx of the inputs (so that e H eᵀ is twice the squared change of the row's outputs):
 
     answers   Σ_r F_r · e_r H e_rᵀ: F_r is how much the answers move with output r, to second order
-    hessian   Ω · Σ |e|²: Ω = |mean| + std of the top eigenvalue of the task's loss on ten slices of the texts, one a
-              block, whose maps get the same width; needs labels
+    hessian   Ω · Σ |e|²: Ω = |mean| + std of the top eigenvalue of the task's loss on ten slices of the texts, of 8
+              at most, one a block, whose maps get the same width; needs labels
 
 Sources: Shen et al. 2020, "Q-BERT", section 3.1 (Ω; the paper ranks blocks by it and sets widths by hand); Dong et al.
 2020, "HAWQ-V2", section 3 (curvature times squared change, under a budget); `lissom.stats.curvature` for F.

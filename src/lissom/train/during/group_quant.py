@@ -62,7 +62,7 @@ class GroupQuant(During):
         Literal["int8", "none"], Field(description="inputs are rounded to 8 bits while it trains, or not.")
     ] = "int8"
     embeddings: Annotated[bool, Field(description="also the token table, in 8 bits.")] = True
-    samples: Annotated[int, Field(ge=1, le=100_000, description="rows that curvature is measured on.")] = 160
+    samples: Annotated[int, Field(ge=1, le=80, description="rows that curvature is measured on.")] = 80
 
     @property
     def packs(self) -> bool:
