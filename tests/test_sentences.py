@@ -72,6 +72,8 @@ def test_newer_files_name_the_pooling(tmp_path: Path) -> None:
         ("modules.json", '{"a": 1}', "it is no list of modules"),
         ("1_Pooling/config.json", '{"pooling_mode_max_tokens": true}', "it pools by max_tokens; lissom knows mean and"),
         ("1_Pooling/config.json", '{"pooling_mode": ["mean", "cls"]}', "it pools by mean, cls; lissom knows"),
+        ("sentence_bert_config.json", '{"do_lower_case": true}', "do_lower_case changes a text before it is read"),
+        ("config_sentence_transformers.json", '{"default_prompt_name": "query"}', "default_prompt_name changes a text"),
     ],
 )
 def test_what_is_not_computed_is_refused(tmp_path: Path, file: str, content: str, message: str) -> None:

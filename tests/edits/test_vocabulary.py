@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -95,14 +96,21 @@ def test_saved_with_a_cut_that_its_config_does_not_tell(variant: str, tmp_path):
     assert Record.of(loaded) == Record.of(model)
 
 
-def test_a_table_in_int8_is_cut_too():
-    model = tiny.model("bert", "AutoModelForSequenceClassification")
+@pytest.mark.parametrize("variant", ["bert", "roberta"])
+def test_a_table_in_int8_is_cut_too(variant: str, tmp_path: Path):
+    model = tiny.model(variant, "AutoModelForSequenceClassification")
     path = vocabulary(model).tables[0]
     codes, scale = quantize_rows(model.get_submodule(path).weight)
     editor = Editor(model)
     editor.apply(Pack(linears=(), embeddings=(path,)), {f"{path}.weight": codes, f"{path}.weight_scale": scale})
     editor.apply(KeepVocab.of(model, kept(99)))
     assert torch.equal(model.get_submodule(path).weight, codes[kept(99)])
+    lissom.save(model, tmp_path / "out")
+    loaded = lissom.load(tmp_path / "out")
+    assert loaded.get_submodule(path).padding_idx == model.get_submodule(path).padding_idx is not None
+    inputs = tiny.batch(model)
+    inputs["input_ids"].clamp_(max=94)
+    assert torch.equal(tiny.outputs(loaded, inputs), tiny.outputs(model, inputs))
 
 
 @pytest.mark.parametrize(

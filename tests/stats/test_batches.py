@@ -3,10 +3,11 @@
 import json
 
 import pytest
+import torch
 
 from lissom.data import load_data
 from lissom.errors import LissomError
-from lissom.stats.batches import calibration_batches
+from lissom.stats.batches import calibration_batches, is_of_tokens
 from tests import tiny
 
 
@@ -33,3 +34,11 @@ def test_running_text_gives_no_more_blocks_than_asked_for(tmp_path):
     (tmp_path / "train.jsonl").write_text("\n".join(json.dumps({"text": text}) for _ in range(3)))
     batches = list(calibration_batches(load_data(tmp_path), tiny.tokenizer(), samples=3, max_length=8))
     assert [tuple(batch["input_ids"].shape) for batch in batches] == [(3, 8)]
+
+
+def test_values_of_tokens_have_an_axis_more_than_the_mask():
+    mask = torch.ones(2, 3)
+    assert is_of_tokens(torch.zeros(2, 3, 5), mask)
+    assert is_of_tokens(torch.zeros(2, 3, 4, 5), mask)  # what the factors of a Kronecker product read
+    assert not is_of_tokens(torch.zeros(2, 3), mask)  # a pooled state that happens to be as wide as the text is long
+    assert not is_of_tokens(torch.zeros(2, 1, 5), mask)

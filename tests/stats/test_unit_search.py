@@ -7,6 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lissom.anatomy import dissect
+from lissom.edits import Editor
+from lissom.methods import METHODS, Given
+from lissom.nn import LowRankLinear
+from lissom.stats.unit_cost import unit_flops
 from lissom.stats.unit_latency import Saved, UnitLatency, unit_latency
 from lissom.stats.unit_search import fastest, rearrange, search
 from tests import tiny
@@ -47,6 +52,18 @@ def test_widths_of_a_table_of_times_by_hand(share: float, kept: list[str]):
 def test_a_time_out_of_reach_is_named():
     with pytest.raises(ValueError, match=r"0\.2"):
         fastest(TABLE, READERS, IMPORTANCE, 0.1)
+
+
+@pytest.mark.parametrize("variant", ["bert", "gpt2", "gpt_neox"])
+def test_thin_maps_count_once_where_they_are_fused(variant: str):
+    model = tiny.model(variant)
+    weights = sum(slot.in_features * slot.out_features for slot in dissect(model).linears())
+    squares = unit_flops(dissect(model), 8).total - 2 * 8 * weights  # the products of attention, which stay
+    METHODS["svd"](ratio=0.5).apply(Editor(model), Given())
+    thin = [module for module in model.modules() if isinstance(module, LowRankLinear)]
+    held = sum(module.down.weight.numel() + module.up.weight.numel() for module in thin)
+    assert held <= 0.5 * weights
+    assert unit_flops(dissect(model), 8).total == squares + 2 * 8 * held
 
 
 @pytest.mark.parametrize("variant", ["llama", "bart"])

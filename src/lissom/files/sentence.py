@@ -1,6 +1,6 @@
 """What sentence-transformers keeps beside a model: how the states of its tokens become the embedding of a text.
 
-    modules.json  sentence_bert_config.json  1_Pooling/config.json
+    modules.json  sentence_bert_config.json  1_Pooling/config.json  config_sentence_transformers.json
 
 Read and written as data; the classes that modules.json names are never imported.
 """
@@ -16,6 +16,7 @@ from lissom.files.reading import inside, read_json
 from lissom.files.writing import write_json
 
 MODULES, LENGTH, POOLING = "modules.json", "sentence_bert_config.json", "1_Pooling"
+PROMPTS = "config_sentence_transformers.json"
 _FLAGS = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token"}
 _REMEDY = f"Without {MODULES} the folder is read as the mean over the tokens."
 
@@ -36,7 +37,8 @@ class Sentence:
 def read_sentence(folder: Path) -> Sentence | None:
     """What the files in `folder` say; None where there is no modules.json.
 
-    Raises LissomError LSM-436 for a pooling or a module that is not known here, and as `read_json` and `inside`.
+    Raises LissomError LSM-436 for a pooling or a module that is not known here, and for texts that are changed before
+    they are read (lower case, a prompt in front); and as `read_json` and `inside`.
     """
     path = inside(folder, MODULES, hard_links=True)
     if not path.is_file():
@@ -48,6 +50,7 @@ def read_sentence(folder: Path) -> Sentence | None:
     if kinds[:2] != ["Transformer", "Pooling"] or kinds[2:] not in ([], ["Normalize"]):
         cause = f"it asks for {', '.join(kinds)[:200]}; lissom computes Transformer, Pooling and Normalize"
         raise LissomError(436, cause, place=str(path), remedy=_REMEDY)
+    _check_texts_stay(folder)
     return Sentence(
         pooling=_pooling(folder, str(modules[1].get("path"))),
         normalize=len(kinds) > 2,
@@ -83,6 +86,16 @@ def _pooling(folder: Path, name: str) -> Literal["mean", "cls"]:
         cause = f"it pools by {', '.join(map(str, wanted))[:200] or 'nothing'}; lissom knows mean and cls"
         raise LissomError(436, cause, place=str(path), remedy=_REMEDY)
     return cast("Literal['mean', 'cls']", known[wanted[0]])
+
+
+def _check_texts_stay(folder: Path) -> None:
+    for name, key in ((LENGTH, "do_lower_case"), (PROMPTS, "default_prompt_name")):
+        path = inside(folder, name, hard_links=True)
+        entries = read_json(path, limit_mb=1) if path.is_file() else None
+        if isinstance(entries, dict) and entries.get(key):
+            cause = f"{key} changes a text before it is read, which lissom does not do"
+            remedy = f"Take {key} out of the file, and change the texts beforehand."
+            raise LissomError(436, cause, place=str(path), remedy=remedy)
 
 
 def _length(path: Path) -> int | None:

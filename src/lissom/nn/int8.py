@@ -354,11 +354,11 @@ class Int8Embedding(_Int8):
 
     def keep(self, rows: Tensor) -> None:
         """Keep only these rows, in this order, in place. rows: 1-D int64 indices. `padding_idx` moves with its row."""
-        rows = rows.to(self.weight.device)
-        self.weight, self.weight_scale = self.weight[rows], self.weight_scale[rows]
-        if self.padding_idx is not None:
+        if self.padding_idx is not None:  # looked for before the rows go where the weight is, which may be meta
             at = (rows == self.padding_idx).nonzero()
             self.padding_idx = int(at[0]) if len(at) else None
+        rows = rows.to(self.weight.device)
+        self.weight, self.weight_scale = self.weight[rows], self.weight_scale[rows]
 
     def extra_repr(self) -> str:
         """Shape, as nn.Embedding prints it."""

@@ -51,6 +51,11 @@ def calibration_batches(
         yield {name: tensor.to(device) for name, tensor in padded.items()}
 
 
+def is_of_tokens(values: Tensor, mask: Tensor) -> bool:
+    """Whether `values` (rows, length, ...) belong to the tokens of `mask` (rows, length). Factors see an axis more."""
+    return values.dim() > mask.dim() and values.shape[: mask.dim()] == mask.shape
+
+
 def cut(batches: Iterable[Mapping[str, Tensor]], rows: int) -> Iterator[dict[str, Tensor]]:
     """The batches in parts of `rows` rows at most."""
     for batch in batches:

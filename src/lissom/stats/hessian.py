@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from lissom.anatomy import Slot
+from lissom.stats.batches import is_of_tokens
 from lissom.stats.blocks import Step
 from lissom.stats.finite import check_finite_inputs
 
@@ -35,7 +36,7 @@ class Hessians:
         if self._owner[path] != path:
             return
         rows = x.detach().float()
-        if self.mask is not None and self.mask.shape == x.shape[:-1]:
+        if self.mask is not None and is_of_tokens(x, self.mask):
             rows = rows[self.mask.to(x.device).bool()]
         now = self._of(rows.reshape(-1, x.shape[-1]))
         self._sums[path] = self._sums[path].add_(now) if path in self._sums else now

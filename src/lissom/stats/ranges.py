@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lissom.anatomy import Slot
 from lissom.errors import LissomError
 from lissom.nn import ScaledLinear
+from lissom.stats.batches import is_of_tokens
 from lissom.stats.finite import check_finite_inputs
 
 Calibrator = Literal["min_max", "percentile", "mse", "entropy"]
@@ -270,7 +271,7 @@ def _run_on_tokens(
 
     def masked(place: int, x: Tensor) -> None:
         values = x.detach().float()
-        if real and values.shape[:-1] == real[-1].shape:
+        if real and is_of_tokens(values, real[-1]):
             values = values[real[-1].to(values.device)]
         if values.numel():
             note(place, values.reshape(-1, values.shape[-1]))

@@ -7,10 +7,11 @@ whole squares. The encoder's text is taken as long as the decoder's.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+
+from torch import nn
 
 from lissom.anatomy import Anatomy, Slot, stored_maps
-from lissom.anatomy.parts import Attention, Ffn
+from lissom.anatomy.parts import Attention, Block, Ffn
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,18 +34,15 @@ def unit_flops(anatomy: Anatomy, tokens: int) -> UnitFlops:
                     units[attention.o.path] = times * _head(attention, tokens)
                     total += 4 * times * tokens**2 * attention.heads * attention.head_dim
             units[block.ffn.down.path] = times * _neuron(block.ffn, tokens)
-            total += times * sum(2 * tokens * weights for weights in _weights(block.slots()))
+            total += times * 2 * tokens * _weights(anatomy.model, block)
     return UnitFlops(units=units, total=total)
 
 
-def _weights(slots: tuple[Slot, ...]) -> Iterator[int]:
-    """Weights that each slot multiplies with; of factors that fused slots share, each slot counts its part."""
-    for slot in slots:
-        inner = stored_maps(slot)
-        if len(inner) == 1:
-            yield slot.in_features * slot.out_features
-        else:
-            yield sum(one.in_features * one.out_features for one in inner)
+def _weights(model: nn.Module, block: Block) -> int:
+    """Weights that the maps of a block multiply with; a fused map counts once."""
+    paths = dict.fromkeys(slot.path for slot in block.slots())
+    stored = (one for path in paths for one in stored_maps(Slot(model, path)))
+    return sum(one.in_features * one.out_features for one in stored)
 
 
 def _head(attention: Attention, tokens: int) -> int:
