@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import datasets
 
     from lissom.data import Data, Task
+    from lissom.measure.scores import Scores
     from lissom.runtime import Runner, Text
 
 Report = Callable[[str, float], None]
@@ -141,9 +142,18 @@ class _Run:
         for name, found in self.readings.items():
             found.extend(quality_reading(one, self.seed) for one in scores.get(name, ()))
             if self.reference in scores:
-                found.append(keep_reading(scores[name][0], scores[self.reference][0], self.seed))
+                found.append(self._keep(name, scores[name][0], scores[self.reference][0]))
             if compare and self.reference is not None:
                 found.extend(loyalty(said[name], said[self.reference], self.task, self.seed))
+
+    def _keep(self, name: str, own: Scores, reference: Scores) -> Reading:
+        """Quality divided by the reference's. Perplexity counts tokens: that of other tokens is no share of it."""
+        known = [self.subjects[one].tokenizer for one in (name, str(self.reference))]
+        sizes = [one.get_vocab_size() for one in known if one is not None]
+        if own.name == "perplexity" and len(set(sizes)) > 1:
+            how = f"Perplexity counts tokens, and the two read by {sizes[0]:,} and {sizes[1]:,} of them: no ratio."
+            return taken("keep", None, how)
+        return keep_reading(own, reference, self.seed)
 
     def sizes(self, *, count_flops: bool) -> None:
         """Bytes, parameters and operations."""

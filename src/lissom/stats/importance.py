@@ -70,6 +70,7 @@ def channel_activation(model: nn.Module, stacks: tuple[Stack, ...], batches: Bat
     with contextlib.ExitStack() as hooks, torch.inference_mode():
         for slot in slots:
             hooks.callback(slot.watch(add).remove)
+        model.eval()
         for batch in batches:
             model(**batch)
     return (sums / max(seen, 1)).sqrt().float()
@@ -116,6 +117,7 @@ def output_norms(model: nn.Module, slots: dict[str, tuple[Slot, int]], batches: 
     tokens = dict.fromkeys(slots, 0)
     weights = {name: slot.weight.detach().float() for name, (slot, _) in slots.items()}
     seen: list[tuple[str, Tensor]] = []
+    model.eval()
     for batch in batches:
         seen.clear()
         with torch.no_grad(), contextlib.ExitStack() as hooks:
@@ -147,6 +149,7 @@ def attention_mass(model: PreTrainedModel, stacks: tuple[Stack, ...], batches: B
             maps["cross_attentions"] = cross
     found = {one.path: torch.zeros(one.kv_heads) for each in maps.values() for one in each}
     tokens, kind = 0, model.config._attn_implementation
+    model.train(False)
     model.set_attn_implementation("eager")  # the faster kinds give no weights
     try:
         for batch in batches:
@@ -211,6 +214,7 @@ def gate_slopes(
 def block_influence(model: nn.Module, stack: Stack, batches: Batches) -> Tensor:
     """1 - cosine between what goes into a layer and what comes out, mean over real tokens. Returns (layers,)."""
     total, tokens = torch.zeros(len(stack.order)), 0
+    model.eval()
     for batch in batches:
         states: list[tuple[Tensor, Tensor]] = []
         with torch.inference_mode(), contextlib.ExitStack() as hooks:

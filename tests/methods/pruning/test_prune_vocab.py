@@ -128,3 +128,13 @@ def test_what_is_missing_is_said():
         lissom.compress(model, recipe("  - prune_vocab\n"))
     with pytest.raises(LissomError, match=r"LSM-318.*the tokenizer has 99 tokens, the model 50"):
         pruned(model)
+
+
+def test_perplexities_of_unlike_tokens_give_no_ratio():
+    model = tiny.model("gpt2", "AutoModelForCausalLM")
+    data = {"train": {"text": tiny.texts(8)}, "test": {"text": tiny.texts(8, seed=1)}}
+    result = lissom.compress(model, recipe("  - prune_vocab\n"), data=data, tokenizer=tiny.tokenizer(), keep=0.5)
+    keep = next(row for row in result.rows if row.subject == "compressed").reading("keep")
+    assert keep.value is None
+    assert keep.how.startswith("Perplexity counts tokens, and the two read by")
+    assert not result.verdicts[0].met
