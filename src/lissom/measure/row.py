@@ -148,11 +148,12 @@ class _Run:
 
     def _keep(self, name: str, own: Scores, reference: Scores) -> Reading:
         """Quality divided by the reference's. Perplexity counts tokens: that of other tokens is no share of it."""
-        known = [self.subjects[one].tokenizer for one in (name, str(self.reference))]
-        sizes = [one.get_vocab_size() for one in known if one is not None]
-        if own.name == "perplexity" and len(set(sizes)) > 1:
-            how = f"Perplexity counts tokens, and the two read by {sizes[0]:,} and {sizes[1]:,} of them: no ratio."
-            return taken("keep", None, how)
+        if own.name == "perplexity":
+            known = [self.subjects[one].tokenizer for one in (name, str(self.reference))]
+            sizes = [one.get_vocab_size() for one in known if one is not None]
+            if len(set(sizes)) > 1:
+                how = f"Perplexity counts tokens, and the two read by {sizes[0]:,} and {sizes[1]:,} of them: no ratio."
+                return taken("keep", None, how)
         return keep_reading(own, reference, self.seed)
 
     def sizes(self, *, count_flops: bool) -> None:

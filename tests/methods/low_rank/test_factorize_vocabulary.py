@@ -58,6 +58,16 @@ def test_tokens_that_stand_in_the_texts_lose_less():
     assert lost["tokens"] < 0.6 * lost["weights"]
 
 
+@pytest.mark.parametrize("variant", ["bart", "t5"])
+def test_a_table_that_two_stacks_share_stays(variant: str, caplog: pytest.LogCaptureFixture):
+    model = tied(variant, "AutoModelForSeq2SeqLM")
+    before = parameters(model)
+    for of in ("input", "output"):
+        FactorizeVocabulary(ratio=0.5, of=of).apply(Editor(model), Given())
+    assert parameters(model) == before
+    assert caplog.text.count("is not a plain one of its own, and stays as it is") == 2
+
+
 @pytest.mark.parametrize(("variant", "head"), TIED)
 def test_a_head_that_shares_the_table_shares_both_factors(variant: str, head: str, tmp_path):
     model = tied(variant, head)

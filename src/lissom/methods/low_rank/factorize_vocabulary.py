@@ -70,7 +70,7 @@ class FactorizeVocabulary(Method):
         anatomy = editor.anatomy()
         table = _plain_table(anatomy)
         tied = _tied(anatomy, table)
-        if self.of == "output" and not tied:
+        if self.of == "output" and all(_alone(anatomy.model, slot) for slot in _heads(anatomy)):
             for slot in _heads(anatomy):
                 rank, metric = self._rank(slot.out_features, slot.in_features), self._metric(editor, given)
                 if rank:
@@ -115,6 +115,12 @@ def _heads(anatomy: Anatomy) -> list[Slot]:
     if not type(anatomy.model).__name__.endswith(answers):
         return []
     return [slot for slot in anatomy.head if slot.out_features == rows]
+
+
+def _alone(model: nn.Module, slot: Slot) -> bool:
+    """Whether no other module holds the weight of this map."""
+    weight = slot.module._parameters.get("weight")
+    return weight is None or sum(one._parameters.get("weight") is weight for one in model.modules()) == 1
 
 
 def _tied(anatomy: Anatomy, table: str | None) -> tuple[str, ...] | None:

@@ -8,8 +8,9 @@
 Sources: Eckart and Young 1936 (weights); Hsu et al. 2022, "FWSVD", section 3 (fisher); Yuan et al. 2023, "ASVD",
 section 3.2, with α = 1/2 (input-size: the paper takes the mean magnitude, ours the root mean square); Chen et al. 2021,
 "DRONE", theorem 1, and Wang et al. 2025, "SVD-LLM", section 3.1, which solve one problem with different roots of XXᵀ
-(inputs). Texts are looked at block by block, each block on the answers of the factorized ones before it, so what
-SVD-LLM's later update of A on those inputs wins is won at once. Maps of a block are measured before any is replaced.
+(inputs). Texts are looked at block by block, each block on the answers of the factorized ones before it, so that the
+later update of A of SVD-LLM, no step of its own here, has less to win. Maps of a block are measured before any is
+replaced.
 """
 
 from __future__ import annotations
