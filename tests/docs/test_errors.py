@@ -48,6 +48,7 @@ SHARED = {
     713: "packed layers have no gradient",
     715: "a kind of model that a step cannot work with",
     732: "the device is not there for this engine",
+    734: "a tokenizer without a fast version",
     735: "the graph is not there, or reads too much",
     737: "the model predicts no tokens of running text",
     801: "the data is not there or is no data",
