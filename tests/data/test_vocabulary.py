@@ -170,6 +170,8 @@ def test_every_text_and_list_of_words_is_counted():
     assert list(tokens_of(pairs.split("train"), reader)) == [[3, 4], [5], [6], [7, 8]]
     tagged = load_data({"train": {"tokens": [["w9", "w10"], ["w11"]], "tags": [["A", "B"], ["A"]]}})
     assert list(tokens_of(tagged.split("train"), reader)) == [[9, 10], [11]]
+    written = load_data({"train": {"text": ["w12 w13"], "target": ["w14"]}})
+    assert list(tokens_of(written.split("train"), reader)) == [[12, 13], [14]]
 
 
 def test_a_slow_tokenizer_is_refused():
