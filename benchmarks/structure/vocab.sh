@@ -26,7 +26,8 @@ from lissom.data import load_data
 from lissom.store import load_tokenizer
 
 old, new = load_tokenizer("original"), load_tokenizer("vocab-4")
-known = {number for token, number in old.get_vocab().items() if token in new.get_vocab()}
+kept = new.get_vocab()
+known = {number for token, number in old.get_vocab().items() if token in kept}
 rows = [row for row in load_data(sys.argv[1]).split("test") if known.issuperset(old(row["text"])["input_ids"])]
 pathlib.Path("inside/test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 PYTHON
