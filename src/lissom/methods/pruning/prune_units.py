@@ -71,8 +71,8 @@ class PruneUnits(Method):
         Literal["weights", "gates", "none"],
         Field(description="what is fitted afterwards: the columns that read the units, one factor a unit, or nothing"),
     ] = "weights"
-    samples: Annotated[int, Field(ge=1, description="texts that importance is measured on")] = 2048
-    refit_samples: Annotated[int, Field(ge=1, description="texts that the fit looks at")] = 512
+    samples: Annotated[int, Field(ge=1, description="texts that importance is measured on")] = 512
+    refit_samples: Annotated[int, Field(ge=1, description="texts that the fit looks at")] = 256
 
     def check(self, anatomy: Anatomy, given: Given) -> None:
         """Raises LSM-713 for packed layers, LSM-318 for a budget that nothing meets."""
