@@ -158,8 +158,11 @@ def _counting() -> Any:
 
 
 def _more_formulas() -> dict[Any, Any]:
-    """What torch's table leaves out: attention and recurrent layers on a CPU and the kernel of our int8 layers."""
+    """What torch's table leaves out: attention and recurrent layers on a CPU, the kernel of our int8 layers, and products
+    of whole numbers."""
     import torch
+
+    import lissom.nn.integer  # noqa: F401 - registers the product
 
     def attention(q: Any, k: Any, v: Any, *args: Any, **kwargs: Any) -> int:
         rows, heads, length, width = q.shape
@@ -174,6 +177,7 @@ def _more_formulas() -> dict[Any, Any]:
     found: dict[Any, Any] = {
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention,
         torch.ops.aten.mkldnn_rnn_layer: recurrent,
+        torch.ops.lissom.integer_product: int8,
     }
     if hasattr(torch.ops.onednn, "qlinear_pointwise"):
         found[torch.ops.onednn.qlinear_pointwise] = int8

@@ -13,6 +13,7 @@ import lissom
 from lissom.data import load_data
 from lissom.edits import Editor, PackInteger
 from lissom.errors import LissomError
+from lissom.measure.flops import model_flops
 from lissom.methods import Given
 from lissom.methods.distillation.tune import Tune
 from lissom.methods.low_rank.svd import Svd
@@ -251,3 +252,10 @@ def test_the_edit_refuses_other_models():
         Editor(tiny.model("gpt2")).apply(PackInteger())
     with pytest.raises(LissomError, match=r"LSM-451 encoder\.layer: no layer norm stands here"):
         Editor(tiny.model("bert")).apply(PackInteger(norm="encoder.layer"))
+
+
+def test_its_products_are_counted():
+    model = tiny.model("bert", CLASSIFIER)
+    found = model_flops(packed(model), 8)
+    assert found.value == model_flops(model, 8).value
+    assert "agrees" in found.how
