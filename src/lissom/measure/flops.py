@@ -158,8 +158,7 @@ def _counting() -> Any:
 
 
 def _more_formulas() -> dict[Any, Any]:
-    """What torch's table leaves out: attention and recurrent layers on a CPU, the kernel of our int8 layers, and products
-    of whole numbers."""
+    """What torch's table leaves out: attention and recurrent layers on a CPU, our int8 layers, products of integers."""
     import torch
 
     import lissom.nn.integer  # noqa: F401 - registers the product
