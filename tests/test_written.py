@@ -132,7 +132,7 @@ def test_perplexity_accuracy_and_loyalty_by_hand() -> None:
         """Says token 5 at each place with the odds 1/2, and each of two others with 1/4."""
 
         name, sentence, max_length, folder, files, labels = "torch", None, 16, None, (), ()
-        tokens_per_batch = 64
+        tokens_per_batch, tokenizer = 64, None
 
         def __init__(self, likely: int) -> None:
             self.model, self.inner, self.likely = tiny.model("bart", HEAD), None, likely
