@@ -277,7 +277,7 @@ def in_float32(model: PreTrainedModel) -> PreTrainedModel:
 def readable_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, asked: int) -> int:
     """`asked`, or fewer tokens where the model or its tokenizer reads fewer."""
     limits = (positions(model), sentence_of(model).max_length, tokenizer and tokenizer.model_max_length)
-    return min(asked, *(one for one in limits if one))
+    return min((asked, *(one for one in limits if one)))
 
 
 def data_for(model: PreTrainedModel, data: Any, seed: int, columns: Mapping[str, str] | None = None) -> Data:

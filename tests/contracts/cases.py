@@ -31,10 +31,10 @@ class Case:
     def inputs(self, model: PreTrainedModel) -> dict[str, torch.Tensor]:
         """A batch for `outputs`; with states to attend to where a lone decoder reads an encoder."""
         inputs = tiny.batch(model)
-        crossed = any(block.cross is not None for stack in dissect(model).stacks for block in stack.blocks)
+        crossed = [one.cross for stack in dissect(model).stacks for one in stack.blocks if one.cross is not None]
         if crossed and not _has_encoder(model):
             generator = torch.Generator().manual_seed(1)
-            rows, hidden = inputs["input_ids"].shape[0], model.config.hidden_size
+            rows, hidden = inputs["input_ids"].shape[0], crossed[0].k.in_features  # as wide as that encoder is
             inputs["encoder_hidden_states"] = torch.randn(rows, 5, hidden, generator=generator)
         return inputs
 

@@ -65,8 +65,8 @@ def test_padding_is_not_counted():
     target[0, 2] += 5
     mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
     with torch.no_grad():
-        assert float(error(block, {}, Case((x,), {}, mask, target), "")) == 0
-        assert float(error(block, {}, Case((x,), {}, None, target), "")) > 1
+        assert float(error(block, {}, Case((x,), {}, mask, target, (x,)), "")) == 0
+        assert float(error(block, {}, Case((x,), {}, None, target, (x,)), "")) > 1
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "t5"])
