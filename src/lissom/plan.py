@@ -204,6 +204,8 @@ def _after(before: Editor, step: Method, given: Given) -> Editor:
     from lissom.edits import Editor
     from lissom.store.zeros import spared
 
+    if step.stage is Stage.BITS and (refused := _refused(step, before.anatomy(), given)):
+        raise refused
     quick = {"samples": _SAMPLES} if any(field.name == "samples" for field in dataclasses.fields(step)) else {}
     copied = copy.deepcopy(before.model)
     editor = Editor(copied, before.tokenizer)
@@ -347,6 +349,15 @@ def _parts(model: nn.Module, anatomy: Anatomy) -> dict[str, int]:
         tensors = [one for path in paths for one in model.get_submodule(path).state_dict(keep_vars=True).values()]
         found[part] = sum(wanted.pop(id(one), 0) for one in tensors)
     return {**found, "other": sum(wanted.values())}
+
+
+def _refused(step: Method, anatomy: Anatomy, given: Given) -> LissomError | None:
+    """What `check` has against this model, if anything; data may be given later."""
+    try:
+        step.check(anatomy, given)
+    except LissomError as error:
+        return None if error.code == "LSM-317" else error
+    return None
 
 
 def _applies(kind: type[Method], anatomy: Anatomy) -> str:

@@ -147,6 +147,8 @@ class Recipe:
             before, start = parameters(editor.model), time.perf_counter()
             try:
                 reader = editor.tokenizer or given.tokenizer
+                if i and step.stage is self.steps[i - 1].stage is Stage.BITS:
+                    step.check(editor.anatomy(), given)  # less may be left to pack than when all steps were checked
                 did = step.apply(editor, dataclasses.replace(given, report=part.report, tokenizer=reader))
             except LissomError as error:
                 raise _within(error, place) from error
@@ -182,7 +184,11 @@ class Recipe:
         return [(f"{self.name}, step {i} ({step.name})", step) for i, step in enumerate(self.steps, 1)]
 
     def check_order(self) -> None:
-        """Raise LissomError 316 unless stages do not fall; TUNE stays behind what it follows, and before VOCABULARY."""
+        """Raise LissomError 316 unless stages do not fall; TUNE stays behind what it follows, and before VOCABULARY.
+
+        And where a step could only pack maps that one before it packs for certain.
+        """
+        self._check_packing()
         keys: list[int] = []
         reached = 0
         for step in self.steps:
@@ -196,6 +202,13 @@ class Recipe:
         cause = f"{self.steps[wrong].name} cannot follow {self.steps[wrong - 1].name}"
         remedy = f"Write the steps in this order: {', '.join(self.steps[i].name for i in order)}."
         raise LissomError(316, cause, place=f"{self.name}, step {wrong + 1}", remedy=remedy)
+
+    def _check_packing(self) -> None:
+        first = next((i for i, step in enumerate(self.steps) if step.packs_all()), len(self.steps))
+        for i, step in enumerate(self.steps[first + 1 :], first + 2):
+            if step.only_packs:
+                cause = f"{step.name} has nothing left to pack: {self.steps[first].name} packs every linear map"
+                raise LissomError(316, cause, place=f"{self.name}, step {i}", remedy="Leave one of them out.")
 
     @staticmethod
     def _check_needs(place: str, step: Method, given: Given) -> None:

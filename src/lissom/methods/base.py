@@ -73,6 +73,10 @@ class Trial:
         return f"{self.form} in {self.engine}: {pace} texts/s ({low} to {high}), loyalty {self.loyalty:.3f}"
 
 
+BEFORE_PACKED = "Begin with the model as it was before it was packed."
+"""What to do where a step finds packed layers."""
+
+
 def _silent(what: str, fraction: float) -> None:
     """Reports progress to nobody."""
 
@@ -143,6 +147,7 @@ class Method(ABC):
     needs: ClassVar[frozenset[Need]] = frozenset()
     speed: ClassVar[str]  # one sentence for `plan`: what makes it faster, or that it does not
     source: ClassVar[str]  # paper, section or equation
+    only_packs: ClassVar[bool] = False  # it packs linear maps, and has nothing to do where all are packed
 
     def check(self, anatomy: Anatomy, given: Given) -> None:
         """Raise `LissomError` when this step cannot work on this model with what is given."""
@@ -162,6 +167,10 @@ class Method(ABC):
         """The stage that the model is in afterwards."""
         return self.stage
 
+    def packs_all(self) -> bool:
+        """Whether no linear map of the blocks is left to pack afterwards, whatever the model."""
+        return False
+
     def words(self) -> str:
         """One sentence for `plan`: what these options make faster, or that they do not."""
         return self.speed
@@ -169,9 +178,13 @@ class Method(ABC):
 
 def check_gradients(anatomy: Anatomy) -> None:
     """Raise LSM-713 when a layer is packed to 8 bits or fewer: no gradient goes through it."""
+    refuse_packed(anatomy, "this step needs gradients, and a packed layer has none")
+
+
+def refuse_packed(anatomy: Anatomy, cause: str) -> None:
+    """Raise LSM-713, with this cause, when a layer is packed to 8 bits or fewer."""
     from lissom.nn import Int8Linear
 
     packed = next((name for name, one in anatomy.model.named_modules() if isinstance(one, Int8Linear)), None)
     if packed is not None:
-        cause = "this step needs gradients, and a packed layer has none"
-        raise LissomError(713, cause, place=packed, remedy="Begin with the model as it was before it was packed.")
+        raise LissomError(713, cause, place=packed, remedy=BEFORE_PACKED)

@@ -21,11 +21,11 @@ from pydantic import Field
 from torch import Tensor
 
 from lissom import edits
-from lissom.anatomy import token_table
+from lissom.anatomy import Anatomy, token_table
 from lissom.edits import Editor
 from lissom.errors import LissomError
 from lissom.methods.base import Given, Method, Stage
-from lissom.methods.quantization.maps import unpacked_maps
+from lissom.methods.quantization.maps import check_unpacked, unpacked_maps
 from lissom.nn.palette import pack_indices
 from lissom.nn.vectors import indexed
 from lissom.stats.finite import finite_weight
@@ -53,6 +53,14 @@ class Codebook(Method):
         float, Field(ge=-1000, le=0, description="log-density under the layer's Gaussian below which a weight is kept")
     ] = -4.0
     embeddings: Annotated[bool, Field(description="also the token table, often half of a small model's bytes")] = True
+
+    def check(self, anatomy: Anatomy, given: Given) -> None:
+        """Raises LSM-713 when all that it would store is packed already."""
+        check_unpacked(anatomy, table=self.embeddings)
+
+    def packs_all(self) -> bool:
+        """Always."""
+        return True
 
     def apply(self, editor: Editor, given: Given) -> None:
         """Choose tables and outliers, and replace the modules."""

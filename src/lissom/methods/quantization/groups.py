@@ -14,7 +14,7 @@ from lissom import edits
 from lissom.anatomy import Anatomy
 from lissom.edits import Editor
 from lissom.methods.base import Given, Method, Stage
-from lissom.methods.quantization.maps import Skip, check_skip, unpacked_maps
+from lissom.methods.quantization.maps import Skip, check_skip, check_unpacked, unpacked_maps
 from lissom.nn.grouped import grid, grid_between, groups_of, restore, round_to
 from lissom.nn.palette import pack_indices
 from lissom.stats.finite import finite_weight
@@ -42,6 +42,7 @@ class Groups(Method):
 
     stage: ClassVar[Stage] = Stage.BITS
     speed: ClassVar[str] = SPEED
+    only_packs: ClassVar[bool] = True
 
     bits: Annotated[Literal[2, 3, 4, 8], Field(description="bits a weight")] = 4
     group: Annotated[
@@ -51,8 +52,13 @@ class Groups(Method):
     skip: Skip = ()
 
     def check(self, anatomy: Anatomy, given: Given) -> None:
-        """Raises LSM-318 for an unknown map to skip."""
+        """Raises LSM-318 for an unknown map to skip, LSM-713 when every other map is packed already."""
         check_skip(anatomy, self.skip)
+        check_unpacked(anatomy, self.skip)
+
+    def packs_all(self) -> bool:
+        """Unless some are skipped."""
+        return not self.skip
 
     def rounded(self, weight: Tensor, path: str) -> Stored:
         """The nearest codes on the grid from smallest to largest. Raises LissomError LSM-901 for NaN and infinity."""

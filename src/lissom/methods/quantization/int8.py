@@ -95,6 +95,10 @@ class Int8(Method):
         if self.mode == "static" and self.calibrator == "token_wise":
             check_gradients(anatomy)
 
+    def packs_all(self) -> bool:
+        """Unless some are skipped, or `auto` keeps floats."""
+        return self.mode != "auto" and not self.skip
+
     def apply(self, editor: Editor, given: Given) -> dict[str, Any] | None:
         """Quantize the weights and replace the modules. `auto` says what was tried, and why one was taken."""
         if self.mode == "auto":

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, TypeAlias, cast
 
 from pydantic import Field
 
-from lissom.anatomy import Anatomy, Slot, stored_maps
+from lissom.anatomy import Anatomy, Slot, stored_maps, token_table
 from lissom.edits import Editor
 from lissom.errors import LissomError, nearest
+from lissom.methods.base import BEFORE_PACKED
 from lissom.nn import Int8Linear
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Skip: TypeAlias = Annotated[
     tuple[str, ...],
@@ -26,11 +30,37 @@ def unpacked_maps(editor: Editor, skip: Sequence[str] = ()) -> list[Slot]:
     skip: patterns of maps to leave out; one behind factors of its inputs also has the name of the whole.
     Raises LissomError LSM-318 when one of them fits no map.
     """
-    found = [part for slot in editor.anatomy().linears() for part in stored_maps(slot)]
-    names = {slot.path: {slot.path, slot.path.removesuffix(".inner")} for slot in found}
-    _refuse_unknown(skip, [name for slot in found for name in sorted(names[slot.path])])
-    left = [slot for slot in found if not any(fnmatchcase(name, one) for one in skip for name in names[slot.path])]
-    return [slot for slot in left if not isinstance(slot.module, Int8Linear)]
+    found = _stored(editor.anatomy())
+    _refuse_unknown(skip, [name for slot in found for name in sorted(_names(slot))])
+    return [slot for slot in _without(found, skip) if not isinstance(slot.module, Int8Linear)]
+
+
+def check_unpacked(anatomy: Anatomy, skip: Sequence[str] = (), *, table: bool = False) -> None:
+    """Raise LissomError LSM-713 when maps are left once `skip` is left out, and every one of them is packed already.
+
+    table: whether the token table would be work enough.
+    """
+    found = _without(_stored(anatomy), skip)
+    packed = [slot.module for slot in found if isinstance(slot.module, Int8Linear)]
+    if not found or len(packed) < len(found):
+        return
+    if table and token_table(cast("PreTrainedModel", anatomy.model)) is not None:
+        return
+    bits = " and ".join(map(str, sorted({int(getattr(one, "bits", 8)) for one in packed})))
+    cause = f"nothing is left to do: all {len(found)} linear maps are packed already, to {bits} bits"
+    raise LissomError(713, cause, place=found[0].path, remedy=BEFORE_PACKED)
+
+
+def _stored(anatomy: Anatomy) -> list[Slot]:
+    return [part for slot in anatomy.linears() for part in stored_maps(slot)]
+
+
+def _names(slot: Slot) -> set[str]:
+    return {slot.path, slot.path.removesuffix(".inner")}
+
+
+def _without(found: Sequence[Slot], skip: Sequence[str]) -> list[Slot]:
+    return [slot for slot in found if not any(fnmatchcase(name, one) for one in skip for name in _names(slot))]
 
 
 def check_skip(anatomy: Anatomy, skip: Sequence[str]) -> None:

@@ -30,7 +30,7 @@ from lissom.methods.base import Given, Method, Need, Stage
 from lissom.methods.quantization.gptq import Gptq
 from lissom.methods.quantization.groups import SPEED, Groups
 from lissom.methods.quantization.hqq import Hqq
-from lissom.methods.quantization.maps import Skip, check_skip, unpacked_maps
+from lissom.methods.quantization.maps import Skip, check_skip, check_unpacked, unpacked_maps
 from lissom.methods.quantization.rtn import Rtn
 from lissom.nn.grouped import groups_of, restore
 from lissom.stats.blocks import walk
@@ -51,6 +51,7 @@ class Mixed(Method):
     stage: ClassVar[Stage] = Stage.BITS
     needs: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION})
     speed: ClassVar[str] = SPEED
+    only_packs: ClassVar[bool] = True
     source: ClassVar[str] = "Shen et al. 2020, section 3.1; Dong et al. 2020, section 3"
 
     bits: Annotated[
@@ -72,11 +73,17 @@ class Mixed(Method):
     skip: Skip = ()
 
     def check(self, anatomy: Anatomy, given: Given) -> None:
-        """Raises LSM-318 for a budget below the smallest width, or an unknown map to skip."""
+        """Raises LSM-318 for a budget below the smallest width, or an unknown map to skip, LSM-713 when every other map
+        is packed already."""
         check_skip(anatomy, self.skip)
+        check_unpacked(anatomy, self.skip)
         if self.size_mb is None and self.bits < min(self.choices):
             cause = f"an average of {self.bits:g} bits, and the smallest of the choices is {min(self.choices)}"
             raise LissomError(318, cause, place="bits", remedy="Allow fewer bits in choices, or more on average.")
+
+    def packs_all(self) -> bool:
+        """Unless some are skipped."""
+        return not self.skip
 
     def apply(self, editor: Editor, given: Given) -> dict[str, Any]:
         """Measure, choose, and store one width after the other. Says the width of each map."""

@@ -24,7 +24,7 @@ from lissom.edits import Editor
 from lissom.errors import LissomError
 from lissom.methods.base import Given, Method, Need, Stage
 from lissom.methods.quantization.int8 import LEAST, Int8
-from lissom.methods.quantization.maps import unpacked_maps
+from lissom.methods.quantization.maps import check_unpacked, unpacked_maps
 from lissom.nn.int8 import quantize_rows
 from lissom.nn.low_bit import pack_codes
 from lissom.stats.finite import finite_weight
@@ -55,8 +55,13 @@ class Peg(Method):
     embeddings: Annotated[bool, Field(description="also the token table, as int8")] = True
 
     def check(self, anatomy: Anatomy, given: Given) -> None:
-        """Raises LSM-317 when there are no texts."""
+        """Raises LSM-713 when all that it would store is packed already, LSM-317 when there are no texts."""
+        check_unpacked(anatomy, table=self.embeddings)
         self._rest().check(anatomy, given)
+
+    def packs_all(self) -> bool:
+        """Always."""
+        return True
 
     def apply(self, editor: Editor, given: Given) -> None:
         """Find groups and ranges, pack the maps that read the residual stream, then the others."""

@@ -58,6 +58,7 @@ class Reconstruct(Method):
         "fewer bits than 8 save space on disk, and run as int8"
     )
     source: ClassVar[str] = "Yao et al. 2022, section 4.2; Bai et al. 2022, sections 3.1 and 3.3"
+    only_packs: ClassVar[bool] = True
 
     attention: Annotated[Weights, Field(description="what the maps of attention are stored as")] = "int8"
     feed_forward: Annotated[Weights, Field(description="what the maps of feed-forward layers are stored as")] = "int4"
@@ -96,6 +97,10 @@ class Reconstruct(Method):
         if self.teacher_forcing and self.target == "here":
             cause = "inputs of the first model are mixed in, and what it gives is not the target"
             raise LissomError(315, cause, place="reconstruct.teacher_forcing", remedy=_FROM_ORIGINAL)
+
+    def packs_all(self) -> bool:
+        """Always."""
+        return True
 
     def apply(self, editor: Editor, given: Given) -> dict[str, Any] | None:
         """Round the token table, train row after row, then pack. Says the error of each row before and after."""

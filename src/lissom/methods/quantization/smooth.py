@@ -20,9 +20,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lissom.anatomy import is_transposed
+from lissom.anatomy import Anatomy, is_transposed
 from lissom.edits import Editor, ScaleInputs
 from lissom.methods.base import Given, Method, Need, Stage
+from lissom.methods.quantization.maps import check_unpacked
 from lissom.stats.folding import Feed, feeders, fold, norms_of, unfed
 from lissom.stats.ranges import largest_inputs
 
@@ -61,6 +62,10 @@ class Smooth(Method):
         ),
     ] = "stream"
     samples: Annotated[int, Field(ge=1, le=100_000, description="inputs: texts on which they are measured")] = 128
+
+    def check(self, anatomy: Anatomy, given: Given) -> None:
+        """Raises LSM-713 when every map is packed already."""
+        check_unpacked(anatomy)
 
     def apply(self, editor: Editor, given: Given) -> dict[str, Any]:
         """Find the factors of all places, then move them. Says how many places there were.

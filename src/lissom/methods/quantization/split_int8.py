@@ -16,9 +16,10 @@ from pydantic import Field
 from torch import Tensor
 
 from lissom import edits
+from lissom.anatomy import Anatomy
 from lissom.edits import Editor
 from lissom.methods.base import Given, Method, Need, Stage
-from lissom.methods.quantization.maps import unpacked_maps
+from lissom.methods.quantization.maps import check_unpacked, unpacked_maps
 from lissom.nn.split import split
 from lissom.stats.finite import finite_weight
 from lissom.stats.ranges import largest_inputs
@@ -33,11 +34,20 @@ class SplitInt8(Method):
     needs: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION})
     speed: ClassVar[str] = "not faster: whole numbers are multiplied in float32; it only saves space"
     source: ClassVar[str] = "Dettmers et al. 2022, section 3"
+    only_packs: ClassVar[bool] = True
 
     threshold: Annotated[
         float, Field(gt=0, description="magnitude of an input from which its column stays in floating point")
     ] = 6.0
     samples: Annotated[int, Field(ge=1, le=100_000, description="texts on which columns are looked for")] = 128
+
+    def check(self, anatomy: Anatomy, given: Given) -> None:
+        """Raises LSM-713 when every map is packed already."""
+        check_unpacked(anatomy)
+
+    def packs_all(self) -> bool:
+        """Always."""
+        return True
 
     def apply(self, editor: Editor, given: Given) -> None:
         """Run the texts, then pack."""
