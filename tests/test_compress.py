@@ -5,7 +5,9 @@ import pytest
 import torch
 
 import lissom
+from lissom.bench.table import reasons
 from lissom.check import check
+from lissom.compress import data_for, measured_split
 from lissom.errors import LissomError
 from lissom.plan import plan
 from lissom.recipe import Recipe
@@ -80,6 +82,58 @@ def test_running_text_is_refused_before_any_work_by_models_that_do_not_go_on_wit
             report=lambda what, done: told.append(what),
         )
     assert not told
+
+
+# texts without labels
+
+TEXTS = {
+    split: {"text": tiny.texts(count, seed)} for seed, (split, count) in enumerate({"train": 30, "test": 20}.items())
+}
+
+
+def test_without_labels_a_classifier_is_compared_with_the_original(tmp_path: Path) -> None:
+    model = tiny.model("bert", HEAD)
+    done = lissom.compress(model, recipe("keep_layers: {keep: 2}"), data=TEXTS, tokenizer=tiny.tokenizer())
+    assert [row.data["split"] for row in done.rows] == ["test", "test"]
+    found = done.readings
+    assert 0 <= found["label_loyalty"] <= 1
+    assert 0 < found["probability_loyalty"] < 1
+    assert found["flops"] > 0
+    assert found["accuracy"] is None
+    assert "keep" not in found
+    assert reasons([row.as_dict() for row in done.rows]) == ["Accuracy: Not taken: this split has no labels."]
+    done.save(tmp_path / "out")
+    assert not check(tmp_path / "out", "accuracy>=0.1")[0].met
+    assert check(tmp_path / "out", "label_loyalty>=0")[0].met
+    done.report(tmp_path / "page.html")
+
+
+@pytest.mark.parametrize("split", ["", "test"])
+def test_quality_without_labels_is_refused_before_any_work(split: str) -> None:
+    told: list[str] = []
+    with pytest.raises(LissomError, match=r"LSM-206 data: quality cannot be kept: the split test has no labels"):
+        lissom.compress(
+            tiny.model("bert", HEAD),
+            recipe("keep_layers: {keep: 2}"),
+            data=TEXTS,
+            tokenizer=tiny.tokenizer(),
+            keep=0.5,
+            split=split,
+            report=lambda what, done: told.append(what),
+        )
+    assert not told
+
+
+@pytest.mark.parametrize(
+    ("labelled", "measured"),
+    [((), "test"), (("train",), "train"), (("validation",), "validation"), (("train", "test"), "test")],
+)
+def test_the_split_that_is_measured_has_labels_where_one_has(labelled: tuple[str, ...], measured: str) -> None:
+    splits = {
+        split: tiny.labelled_texts(30, seed) if split in labelled else {"text": tiny.texts(30, seed)}
+        for seed, split in enumerate(("train", "validation", "test"))
+    }
+    assert measured_split(data_for(tiny.model("bert", HEAD), splits, 0)) == measured
 
 
 # teachers other than the original

@@ -132,7 +132,8 @@ def compress(
     teacher: a folder, a hub id or a model object to learn from instead of the original, or several; the first one is
         what the result is compared with. Each must read the tokens of `model` and give its labels.
     keep: the share of that quality that must be left, as a gate.
-    split: that quality is measured on; "" takes test where it has labels, else validation.
+    split: that quality is measured on; "" takes test where it has labels, else validation. Without labels the models
+        are compared with each other, and quality is left out.
     device: None means where a model object is, and the CPU for what is loaded here.
     max_length: tokens a text is cut at, lowered to what the model reads.
     work: folder for checkpoints; the same call with the same folder resumes.
@@ -141,7 +142,7 @@ def compress(
     Half-precision weights are worked on, and saved, in float32, which is also how CPUs run them fastest.
     The gate is judged in `Result.verdicts`; a gate that is not met raises nothing here.
     Raises LissomError 3xx before any work when the recipe cannot work on this model with this data and these teachers,
-    206 for a gate without data, 826 for a teacher without a head for the task.
+    206 for a gate without data or without labels, 826 for a teacher without a head for the task.
     """
     began = time.monotonic()
     if keep is not None and data is None:
@@ -150,6 +151,10 @@ def compress(
     original, reader, base = _opened(model, tokenizer, device or "cpu", wanted=data is not None)
     plan = recipe if isinstance(recipe, Recipe) else Recipe.read(recipe)
     found = None if data is None else data_for(original, data, seed, columns)
+    split = split or ("" if found is None else measured_split(found))
+    if keep is not None and found is not None and not found.labelled(split):
+        cause = f"quality cannot be kept: the split {split} has no labels to measure it on"
+        raise LissomError(206, cause, place=found.name, remedy="Give texts with labels, or ask for no quality.")
     device = device or str(original.device)
     first, *others = _teachers(teacher, original, reader, found, device) or [original]
     for one in (original, first, *others):
@@ -185,7 +190,7 @@ def compress(
     if given.data is not None:
         subjects = {reference: (first, reader), COMPRESSED: (editor.model, editor.tokenizer)}
         named = (base,) if first is original else teacher if isinstance(teacher, list | tuple) else (teacher,)
-        rows = _measured(subjects, _folder(named[0]), given, split or measured_split(given.data), report)
+        rows = _measured(subjects, _folder(named[0]), given, split, report)
     readings = [one for row in rows if row.subject == COMPRESSED for one in row.as_dict()["readings"]]
     return Result(
         model=editor.model,
@@ -319,12 +324,9 @@ def data_for(model: PreTrainedModel, data: Any, seed: int, columns: Mapping[str,
 
 
 def measured_split(data: Data) -> str:
-    """test where it is there and has labels, else validation."""
-    columns = {name: rows.column_names for name, rows in data.splits.items()}
-    answer = {"tagging": "tags", "question_answering": "answers", "text_to_text": "target"}
-    bare = "language_modelling" in data.task.kind or data.task.metric == "cosine"
-    wanted = "text" if bare else answer.get(data.task.kind, "label")
-    return next((name for name in ("test", "validation") if wanted in columns.get(name, ())), "train")
+    """test where it is there and has labels, else validation, else train; without labels the first that is there."""
+    there = [name for name in ("test", "validation", "train") if name in data.splits] or ["train"]
+    return next((name for name in there if data.labelled(name)), there[0])
 
 
 def _folder(named: Any) -> Path | None:
@@ -360,12 +362,13 @@ def _measured(
     zeros = ("sparsity",) if (sparsity(subjects[COMPRESSED][0]).value or 0.0) >= SPARSE else ()
     alike: tuple[str, ...] = () if data.task.kind in UNCOMPARED else ("label_loyalty", "probability_loyalty")
     alike = ("cosine",) if data.task.kind == "embedding" else alike
+    judged = (data.task.metric, "keep") if data.labelled(split) else (data.task.metric,)  # which says why it is not
     return measure(
         runners,
         data,
         split=split,
         reference=reference,
-        metrics=(data.task.metric, "keep", *alike, "size_mb", "parameters", *zeros, "flops"),
+        metrics=(*judged, *alike, "size_mb", "parameters", *zeros, "flops"),
         seed=given.seed,
         report=told,
     )

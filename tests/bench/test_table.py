@@ -108,6 +108,12 @@ def test_a_missing_value_says_why():
     assert "Accuracy, result: not among its readings" in reasons(rows)
 
 
+def test_what_no_row_has_for_one_reason_is_said_once():
+    missing = [reading("accuracy", None, how="no labels")]
+    rows = [row(readings=missing), row("result", readings=missing)]
+    assert reasons(rows) == ["Accuracy: no labels"]
+
+
 def test_the_last_row_of_a_subject_counts_and_runtimes_stay_apart():
     rows = [row("a"), row("a", which=1), row("a", runtime="onnxruntime")]
     header, body = table(rows, "a (onnxruntime)")

@@ -101,6 +101,14 @@ def test_loyalty_needs_no_labels() -> None:
 
     assert rows[1].reading("label_loyalty").value == 1
 
+    every = measure({"a": Fake(honest), "b": Fake(honest)}, unlabelled, reference="a", **FAST)
+
+    for name in ("accuracy", "keep"):
+        found = every[1].reading(name)
+        assert (found.value, found.how) == (None, "Not taken: this split has no labels.")
+    assert every[1].reading("f1") is None
+    assert every[1].reading("probability_loyalty").value == 1
+
 
 def test_a_language_model_is_measured_by_its_perplexity() -> None:
     runner = TorchRunner(tiny.model("llama", "AutoModelForCausalLM"), made.tokenizer())

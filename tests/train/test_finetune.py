@@ -3,7 +3,7 @@ import shutil
 import pytest
 import torch
 
-from lissom.data import Task
+from lissom.data import Task, load_data
 from lissom.edits import Editor
 from lissom.errors import LissomError
 from lissom.methods import METHODS, Given
@@ -71,6 +71,20 @@ def test_no_such_head():
     with pytest.raises(LissomError) as caught:
         with_head(tiny.model("t5", "AutoModelForSeq2SeqLM"), task("language_modelling"))
     assert str(caught.value) == "LSM-716 there is no head for language modelling on t5. Use a model of another family."
+
+
+@pytest.mark.parametrize("head", ["AutoModel", "AutoModelForMaskedLM", "AutoModelForSequenceClassification"])
+def test_an_encoder_cannot_learn_to_go_on_with_texts(head, tmp_path):
+    data = load_data({split: {"text": tiny.texts(20)} for split in ("train", "validation")})
+    with pytest.raises(LissomError, match=r"LSM-826 Bert\w+ reads a text in one go, .* Give texts with labels"):
+        finetune(tiny.model("bert", head), data, tokenizer=tiny.tokenizer(), work=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("family", "changes"), [("gpt2", {}), ("llama", {}), ("bert", {"is_decoder": True})])
+def test_a_decoder_goes_on_with_texts(family, changes):
+    made = with_head(tiny.model(family, **changes), task("language_modelling", ()))
+    assert "LM" in type(made).__name__
 
 
 def test_a_compressed_model_is_refused():

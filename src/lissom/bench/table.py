@@ -130,14 +130,16 @@ def table(rows: Sequence[Row], reference: str | None = None) -> tuple[list[str],
 
 
 def reasons(rows: Sequence[Row]) -> list[str]:
-    """One sentence for each reading without a value: what, of which subject, and why."""
+    """One sentence for each reading without a value: what, of which subject, and why; one for all with the same why."""
     shown = latest(rows)
-    return [
-        clean(f"{line.label}, {name}: {cell.reason}")
-        for line in lines(shown)
-        for name, cell in zip(names(shown), line.cells, strict=True)
-        if cell.reason
-    ]
+    found = []
+    for line in lines(shown):
+        whys = [cell.reason for cell in line.cells]
+        if len(whys) > 1 and all(whys) and len(set(whys)) == 1:
+            found.append(f"{line.label}: {whys[0]}")
+            continue
+        found += [f"{line.label}, {name}: {why}" for name, why in zip(names(shown), whys, strict=True) if why]
+    return list(map(clean, found))
 
 
 def markdown(rows: Sequence[Row], reference: str | None = None) -> str:

@@ -40,6 +40,14 @@ class Task:
     labels: tuple[str, ...] = ()
     metric: str
 
+    @property
+    def column(self) -> str:
+        """The column that answers are compared with; that of the texts where they need no other."""
+        if "language_modelling" in self.kind or self.metric == "cosine":
+            return "text"
+        columns = {"tagging": "tags", "question_answering": "answers", "text_to_text": "target"}
+        return columns.get(self.kind, "label")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
@@ -68,6 +76,10 @@ class Data:
             return self.splits[WHOLE]
         cause = f'there is no split "{name}"'
         raise LissomError(817, cause, place=self.name, remedy=f"There is: {', '.join(self.splits)}.")
+
+    def labelled(self, name: str) -> bool:
+        """Whether the rows of a split hold what answers are compared with. Raises LissomError 817."""
+        return self.task.column in self.split(name).column_names
 
     def for_embedding(self) -> Data:
         """The same rows for a model that answers embeddings; as they are where they ask for something else.

@@ -131,7 +131,17 @@ class _Run:
         self.readings: dict[str, list[Reading]] = {name: [] for name in subjects}
 
     def answers(self, *, judge: bool, compare: bool) -> None:
-        """From one pass of every subject over the split: quality and keep if `judge`, loyalty if `compare`."""
+        """From one pass of every subject over the split: quality and keep if `judge`, loyalty if `compare`.
+
+        Where the split has no labels, quality and keep say so.
+        """
+        if judge and self.task.column not in self.rows.column_names:
+            judge = False
+            names = (self.task.metric,) if self.reference is None else (self.task.metric, "keep")
+            for found in self.readings.values():
+                found.extend(taken(name, None, "Not taken: this split has no labels.") for name in names)
+            if not compare:
+                return
         said = {}
         for number, (name, runner) in enumerate(self.subjects.items()):
             self.report(f"answers of {name}", 0.4 * number / len(self.subjects))

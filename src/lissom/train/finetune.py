@@ -20,7 +20,7 @@ from lissom.train.score import Validation
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from lissom.data import Data, Task
 
@@ -56,7 +56,8 @@ def finetune(
 
     With a validation split the weights of the best epoch are kept. An interrupted run continues from `work`. The other
     options are those of `train`.
-    Raises LissomError LSM-716 when there is no head of this kind for the model, and those of `train`.
+    Raises LissomError LSM-716 when there is no head of this kind for the model, 826 when it cannot go on with running
+    text, and those of `train`.
     """
     made = with_head(model, data.task, seed=seed, pad_id=tokenizer.pad_token_id)
     max_length = min(max_length, positions(made) or max_length)
@@ -91,9 +92,13 @@ def with_head(model: PreTrainedModel, task: Task, *, seed: int = 0, pad_id: int 
 
     The config gets `num_labels`, `id2label` and `problem_type`; also `pad_token_id` if it has none (decoders find the
     last token of a text by it).
-    Raises LSM-716 when transformers has no such head for the model's family, or the model was compressed.
+    Raises LSM-716 when transformers has no such head for the model's family, or the model was compressed; 826 for
+    running text and a model that reads a text in one go.
     """
     config = copy.deepcopy(model.config)
+    if task.kind == "language_modelling" and _sees_all(config):
+        cause = f"{type(model).__name__} reads a text in one go, so texts without labels cannot teach it to go on"
+        raise LissomError(826, cause, remedy="Give texts with labels; lissom compress takes a model without a head.")
     if task.kind in ("classification", "regression", "tagging"):
         names = task.labels or ("score",)
         config.id2label = dict(enumerate(names))
@@ -114,6 +119,12 @@ def with_head(model: PreTrainedModel, task: Task, *, seed: int = 0, pad_id: int 
         checkpoint.set_random_state(numbers)
     _fill(made, model)
     return made
+
+
+def _sees_all(config: PreTrainedConfig) -> bool:
+    """Whether tokens see what stands behind them: with a head for the next token there is nothing to foresee."""
+    masked = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING
+    return masked and not getattr(config, "is_decoder", False)
 
 
 def _fill(made: PreTrainedModel, model: PreTrainedModel) -> None:
