@@ -20,17 +20,13 @@ from pathlib import Path
 from typing import Any, cast
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
+sys.path[:0] = [str(ROOT / "docs"), str(ROOT / "src"), str(ROOT)]
+
+import measured  # noqa: E402 (beside this file)
+from measured import REFERENCE, table  # noqa: E402
 
 ROWS = ROOT / "results" / "demo.jsonl"
-LOYALTY = "probability_loyalty"
-SEEDS = ROOT / "results" / "distil-seeds.jsonl"
-DISTILLED = ROOT / "results" / "distil.jsonl"
-ENCODERS = ROOT / "results" / "quantize-encoder.jsonl"
-DECODER = ROOT / "results" / "quantize-decoder.jsonl"
-SENTENCES = ROOT / "results" / "quantize-sentences.jsonl"
 PICTURE = ROOT / "docs" / "demo.svg"
-REFERENCE = "original"
 WIDTH = 100  # of the help texts, in letters
 _PART = re.compile(r"(<!-- generated: ([\w -]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
@@ -44,12 +40,6 @@ HEADS = {
     "AutoModelForCausalLM": "causal",
     "AutoModelForSeq2SeqLM": "seq2seq",
 }
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
 
 
 def _and(words: Iterable[str]) -> str:
@@ -193,148 +183,12 @@ def _items(inner: Any, whole: dict[str, Any]) -> str:
 
 
 def _default(value: Any) -> str:
-    import json
-
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         given = {one.name: getattr(value, one.name) for one in dataclasses.fields(value)}
         own = {one.name: one.default for one in dataclasses.fields(value)}
         said = ", ".join(f"{name}: {json.dumps(one)}" for name, one in given.items() if one != own[name])
         return f"`{{{said}}}`"
     return "required" if value is dataclasses.MISSING else f"`{json.dumps(value)}`"
-
-
-# what each brought
-
-
-def distilled() -> str:
-    """The table of results/distil.jsonl: every student beside its teacher, best first."""
-    from lissom.bench.rows import read_rows
-
-    if not DISTILLED.exists():
-        return "Nothing is measured yet.\n"
-    rows = read_rows([DISTILLED])
-    teacher, students = rows[0], sorted(rows[1:], key=lambda row: -_reading(row, "accuracy")["value"])
-    lines = [_student(row) for row in (teacher, *students)]
-    place, data = teacher["machine"], teacher["data"]
-    about = (
-        f"Measured with `benchmarks/distil/run.sh` on {data['n']} texts of the {data['split']} split of {data['name']} "
-        f"in torch on {place['cpu']}, one seed each; intervals are 95 %. The rows are in "
-        "[results/distil.jsonl](../results/distil.jsonl)."
-    )
-    header = ["student", "accuracy", "kept", "same label", "probability loyalty", "MB", "layers' zeros"]
-    return f"{table(header, lines)}\n{textwrap.fill(about, 118, break_long_words=False)}\n"
-
-
-def seeds() -> str:
-    """The table of results/distil-seeds.jsonl: accuracy by seed, with and without a teacher, from both starts."""
-    from statistics import mean
-
-    from lissom.bench.rows import read_rows
-
-    found: dict[str, list[dict[str, Any]]] = {}
-    for row in read_rows([SEEDS])[1:]:
-        found.setdefault(row["subject"].rpartition("-seed-")[0], []).append(row)
-    lines = []
-    for name, rows in found.items():
-        accuracies, loyalties = ([_reading(row, one)["value"] for row in rows] for one in ("accuracy", LOYALTY))
-        each = ", ".join(f"{one:.3f}" for one in accuracies)
-        lines.append([f"`{name}`", each, f"{mean(accuracies):.3f}", f"{mean(loyalties):.3f}"])
-    source = f"Measured with `benchmarks/distil/seeds.sh`; rows in [results/{SEEDS.name}](../results/{SEEDS.name})."
-    return f"{table(['student', 'accuracy of three seeds', 'mean', 'mean probability loyalty'], lines)}\n{source}\n"
-
-
-def decoder() -> str:
-    """The table of results/quantize-decoder.jsonl: a decoder in few bits by every method, beside the original."""
-    from lissom.bench.rows import read_rows
-
-    if not DECODER.exists():
-        return "Nothing is measured yet.\n"
-    rows = read_rows([DECODER])
-    start = next(row for row in rows if row["subject"] == REFERENCE)
-    first, lines = _reading(start, "perplexity")["value"], []
-    for row in rows:
-        method, _, bits = row["subject"].partition("-")
-        found = _reading(row, "perplexity")
-        interval = f"{found['value']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
-        more, name = f"{found['value'] / first - 1:+.1%}", f"`{method}`" if bits else method
-        lines.append([bits, name, interval, more if bits else "", f"{_reading(row, 'size_mb')['value']:.0f}"])
-    data = start["data"]
-    about = (
-        f"Measured with `benchmarks/quantize/decoder.sh` on {_reading(start, 'perplexity')['n']} windows of "
-        f"{data['name']}; intervals are 95 %, of each model by itself: all read the same windows, so that differences "
-        f"are surer than they say. Rows in [results/{DECODER.name}](../results/{DECODER.name})."
-    )
-    header = ["bits", "method", "perplexity", "against the original", "MB"]
-    return f"{table(header, lines)}\n{textwrap.fill(about, 118, break_long_words=False, break_on_hyphens=False)}\n"
-
-
-def encoders() -> str:
-    """The table of results/quantize-encoder.jsonl: texts a second of each engine and form, by how batches are made."""
-    if not ENCODERS.exists():
-        return "Nothing is measured yet.\n"
-    rows = [json.loads(line) for line in ENCODERS.read_text(encoding="utf-8").splitlines()]
-    kinds = list(dict.fromkeys(row["batches"] for row in rows))
-    parts = []
-    for model in dict.fromkeys(row["model"] for row in rows):
-        own = [row for row in rows if row["model"] == model]
-        lines = []
-        for engine in dict.fromkeys(row["engine"] for row in own):
-            cells = {row["batches"]: row for row in own if row["engine"] == engine}
-            last = cells[kinds[-1]]
-            speeds = [f"{cells[kind]['texts_per_s']:.0f}" for kind in kinds]
-            quality = [f"{last['accuracy']:.3f}", f"{last['label_loyalty']:.3f}", f"{last['cosine']:.4f}"]
-            lines.append(
-                [engine, *speeds, *quality, f"{max(row['gops'] / row['peak_gops'] for row in cells.values()):.0%}"]
-            )
-        header = [f"`{model}`: texts a second", *kinds, "accuracy", "same label", "cosine", "of the int8 peak"]
-        parts.append(table(header, lines))
-    first = rows[0]
-    about = (
-        f"Measured with `benchmarks/quantize/encoder.py` on {first['date']}, {first['machine']['cores']} cores of "
-        f"{first['machine']['cpu']} ({', '.join(first['machine']['instructions'])}), tokenization included: medians of "
-        f"interleaved rounds over {first['texts']} texts of SST-2 and of AG News. Of the int8 peak: operations of the "
-        f"real tokens in the linear maps of blocks, against {first['peak_gops']:.0f} GOP/s of one large product. Rows "
-        f"with quartiles in [results/{ENCODERS.name}](../results/{ENCODERS.name})."
-    )
-    return "\n".join(parts) + f"\n{textwrap.fill(about, 118, break_long_words=False, break_on_hyphens=False)}\n"
-
-
-def sentences() -> str:
-    """The table of results/quantize-sentences.jsonl: a sentence encoder in int8 by several ways, beside float32."""
-    from lissom.bench.rows import read_rows
-
-    if not SENTENCES.exists():
-        return "Nothing is measured yet.\n"
-    rows = read_rows([SENTENCES])
-    lines = []
-    for row in rows:
-        said = {one["name"]: one["value"] for one in row["readings"]}
-        numbers = [f"{said['cosine']:.4f}", f"{said['spearman']:.4f}", f"{said['size_mb']:.1f}"]
-        lines.append([row["subject"], *numbers, f"{said['throughput']:.0f}", f"{row['seconds']:.0f}"])
-    first = rows[0]
-    about = (
-        f"`{first['model']}` in ONNX Runtime, measured with `benchmarks/quantize/sentences.py` on {first['data']['n']} "
-        f"pairs of the {first['data']['split']} split of {first['data']['name']}, calibrated on its train split, on "
-        f"{first['machine']['cores']} cores of {first['machine']['cpu']}. Seconds are from the command to the exported "
-        f"file, measuring and proof included. Rows in [results/{SENTENCES.name}](../results/{SENTENCES.name})."
-    )
-    header = ["form", "cosine", "Spearman", "MB", "texts a second", "seconds to make"]
-    return f"{table(header, lines)}\n{textwrap.fill(about, 118, break_long_words=False, break_on_hyphens=False)}\n"
-
-
-def _reading(row: dict[str, Any], name: str) -> dict[str, Any]:
-    return next(one for one in row["readings"] if one["name"] == name)
-
-
-def _student(row: dict[str, Any]) -> list[str]:
-    said = {one["name"]: one for one in row["readings"]}
-    accuracy = said["accuracy"]
-    interval = f"{accuracy['value']:.3f} ({accuracy['low']:.3f} to {accuracy['high']:.3f})"
-    shares = [f"{said[name]['value']:.3f}" for name in ("keep", "label_loyalty", "probability_loyalty")]
-    zeros = said["sparsity"]["value"]
-    file = ROOT / "benchmarks" / "distil" / f"{row['subject']}.yaml"
-    name = f"[`{row['subject']}`](../benchmarks/distil/{file.name})" if file.exists() else f"`{row['subject']}`"
-    return [name, interval, *shares, f"{said['size_mb']['value']:.1f}", f"{zeros:.0%}" if zeros >= 0.01 else ""]
 
 
 # recipes, readings, command line
@@ -459,16 +313,12 @@ def picture() -> str | None:
 
 
 PARTS: dict[str, Callable[[], str]] = {
+    **measured.PARTS,
     "families": families,
     "heads": heads,
     "methods": methods,
     "augment": augment,
     "recipes": recipes,
-    "distilled": distilled,
-    "seeds": seeds,
-    "decoder": decoder,
-    "sentences": sentences,
-    "encoders": encoders,
     "metrics": metrics,
     "command line": command_line,
     "result": result,
