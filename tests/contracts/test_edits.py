@@ -15,6 +15,7 @@ from lissom.anatomy import Anatomy, dense_weight, dissect, vocabulary
 from lissom.edits import (
     EDITS,
     AddLora,
+    DropMeans,
     Edit,
     Editor,
     Factorize,
@@ -41,6 +42,7 @@ from lissom.edits import (
     ScaleInputs,
     ShareLayers,
     ShareStacks,
+    Untie,
     edit_from_json,
 )
 from lissom.nn.fake_quant import quantize
@@ -106,6 +108,19 @@ def keep_vocab(anatomy: Anatomy) -> list[Filled]:
     """Without two tokens in the middle and the last one."""
     size = vocabulary(anatomy.model).size
     return [(KeepVocab.of(anatomy.model, set(range(size)) - {7, 9, size - 1}), {})]
+
+
+def drop_means(anatomy: Anatomy) -> list[Filled]:
+    """Every layer norm."""
+    modules = anatomy.model.named_modules()
+    return [(DropMeans(norms=tuple(path for path, one in modules if type(one) is torch.nn.LayerNorm)), {})]
+
+
+def untie(anatomy: Anatomy) -> list[Filled]:
+    """The heads over tokens that are plain, tied or not."""
+    paths = vocabulary(anatomy.model).outputs
+    plain = [path for path in paths if type(anatomy.model.get_submodule(path)) is torch.nn.Linear]
+    return [(Untie(heads=tuple(plain)), {})]
 
 
 def factorize(anatomy: Anatomy) -> list[Filled]:
@@ -289,6 +304,8 @@ MAKERS: dict[str, Callable[[Anatomy], list[Filled]]] = {
     "KeepNeurons": keep_neurons,
     "KeepHidden": keep_hidden,
     "KeepVocab": keep_vocab,
+    "DropMeans": drop_means,
+    "Untie": untie,
     "Factorize": factorize,
     "FactorizeTable": factorize_table,
     "Kronecker": kronecker,

@@ -20,11 +20,13 @@ from lissom.edits.kronecker import Kronecker
 from lissom.edits.linear import Factorize, MultiplyOut, Pack, PackBits
 from lissom.edits.lora import AddLora
 from lissom.edits.mixed import PackRows
+from lissom.edits.norms import DropMeans
 from lissom.edits.palette import Palette
 from lissom.edits.scaled import ScaleInputs
 from lissom.edits.split import PackSplit
 from lissom.edits.stacks import ShareStacks, tied_paths
 from lissom.edits.table import FactorizeTable
+from lissom.edits.untie import Untie
 from lissom.edits.vocabulary import KeepVocab
 from lissom.edits.width import KeepHeads, KeepNeurons
 from lissom.errors import LissomError, nearest
@@ -33,6 +35,7 @@ EDITS: dict[str, type[Edit]] = {
     edit.__name__: edit
     for edit in (
         *(KeepLayers, ShareLayers, ShareStacks, KeepHeads, KeepNeurons, KeepHidden, KeepVocab),
+        *(DropMeans, Untie),
         *(Factorize, FactorizeTable, Kronecker, MultiplyOut, ScaleInputs, AddLora),
         *(Pack, PackBits, PackBinary, PackRows, PackGroups, PackSplit, PackInputGroups, Palette),
         *(LevelAttention, PackInteger, PackCache),
@@ -65,6 +68,7 @@ __all__ = [
     "EDITS",
     "EDIT_MISFIT",
     "AddLora",
+    "DropMeans",
     "Edit",
     "Editor",
     "Factorize",
@@ -92,6 +96,7 @@ __all__ = [
     "ScaleInputs",
     "ShareLayers",
     "ShareStacks",
+    "Untie",
     "check_depth",
     "chosen",
     "edit_from_json",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, cast
 
 from torch import nn
 
 from lissom.edits.edit import EDIT_MISFIT, Edit
 from lissom.edits.linear import Factorize, table_at
+from lissom.edits.untie import untie
 from lissom.errors import LissomError
 from lissom.nn import LowRankLinear, MixingEmbedding, ThinEmbedding
 
@@ -49,12 +49,7 @@ class FactorizeTable(Edit):
         Factorize(ranks=dict.fromkeys(self.heads, self.rank)).apply(model)
         model.set_submodule(self.path, thin.train(table.training))
         if self.heads:
-            cast("Any", model.config).tie_word_embeddings = False
-            ties = cast("dict[str, str]", getattr(model, "all_tied_weights_keys", {}))
-            gone = {f"{name}.weight" for name in (self.path, *self.heads)}
-            cast("Any", model).all_tied_weights_keys = {
-                name: source for name, source in ties.items() if not {name, source} & gone
-            }
+            untie(model, (f"{name}.weight" for name in (self.path, *self.heads)))
         self.settle(model)
 
     def settle(self, model: nn.Module, later: tuple[Edit, ...] = ()) -> None:

@@ -6,6 +6,7 @@ from lissom.nn.kronecker import KroneckerEmbedding, KroneckerLinear
 from lissom.nn.lora import LoraLinear
 from lissom.nn.low_bit import LowBitEmbedding, LowBitLinear
 from lissom.nn.low_rank import LowRankLinear
+from lissom.nn.rms_norm import RmsNorm
 from lissom.nn.scaled import ScaledLinear
 from lissom.nn.thin_embedding import MixingEmbedding, ThinEmbedding
 
@@ -20,6 +21,7 @@ __all__ = [
     "LowBitLinear",
     "LowRankLinear",
     "MixingEmbedding",
+    "RmsNorm",
     "ScaledLinear",
     "ThinEmbedding",
 ]

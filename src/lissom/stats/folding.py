@@ -47,7 +47,7 @@ def feeders(anatomy: Anatomy) -> list[Feed]:
     Only maps that are stored as plain floating-point weights count, here as feeders and as readers.
     """
     model = anatomy.model
-    readers = _read_norms(anatomy)
+    readers = read_norms(anatomy)
     found: list[Feed] = []
     for stack in anatomy.stacks:
         for block in stack.blocks:
@@ -228,7 +228,7 @@ def _run_once(model: nn.Module, handles: Sequence[RemovableHandle]) -> None:
             handle.remove()
 
 
-def _read_norms(anatomy: Anatomy) -> dict[str, tuple[str, ...]]:
+def read_norms(anatomy: Anatomy) -> dict[str, tuple[str, ...]]:
     """Path of a norm -> the linear maps that read its output, for the norms whose output goes nowhere else."""
     model, uses, handles = anatomy.model, _Uses(), []
     for path in [norm for stack in anatomy.stacks for block in stack.blocks for norm in block.norms]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from transformers import PreTrainedModel
 
 import lissom
 from lissom.anatomy import residual
@@ -94,3 +97,87 @@ def test_cut_trained_rounded_and_exported(tmp_path: Path):
 def test_activations_need_texts():
     with pytest.raises(LissomError, match="LSM-317"):
         PruneHidden(by="activations").check(Editor(tiny.model("bert")).anatomy(), Given())
+
+
+CAUSAL = "AutoModelForCausalLM"
+
+
+def tied(variant: str) -> PreTrainedModel:
+    return tiny.model(variant, CAUSAL, tie_word_embeddings=True)
+
+
+@pytest.mark.parametrize("variant", ["llama", "gpt2", "opt", "gpt_neox", "qwen3"])
+def test_components_are_saved_loaded_generating_exported_and_cut_again(variant: str, tmp_path: Path):
+    editor = Editor(tied(variant))
+    step = PruneHidden(ratio=0.25, by="components", samples=8)
+    said = step.apply(editor, texts())
+    assert said["channels_after"] == editor.model.config.hidden_size == 24
+    assert 0.75 < said["kept"] < 1
+    model, inputs = editor.model, tiny.batch(editor.model)
+    assert model.get_output_embeddings().weight is not model.get_input_embeddings().weight
+    again = copy.deepcopy(model)
+    assert step.apply(Editor(again), texts())["channels_after"] == 16
+    for number, made in enumerate((model, again)):
+        folder = tmp_path / str(number)
+        lissom.save(made, folder, tokenizer=tiny.tokenizer())
+        loaded = lissom.load(folder)
+        assert torch.equal(tiny.outputs(loaded, inputs), tiny.outputs(made, inputs))
+        written = [
+            one.generate(inputs["input_ids"][:1], max_new_tokens=4, do_sample=False, use_cache=cache).tolist()
+            for one, cache in ((loaded, True), (made, False))
+        ]
+        assert written[0] == written[1]
+    if variant in {"llama", "gpt2"}:
+        lissom.export(tmp_path / "1", "onnx", tmp_path / "onnx")  # refuses unless it answers as torch does
+
+
+def test_a_turned_llama_is_loaded_by_plain_transformers(tmp_path: Path):
+    editor = Editor(tied("llama"))
+    PruneHidden(by="components", samples=8).apply(editor, texts())
+    lissom.save(editor.model, tmp_path / "out")
+    assert "quantization_config" not in (tmp_path / "out" / "config.json").read_text()
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    inputs = tiny.batch(loaded)
+    assert torch.equal(tiny.outputs(loaded, inputs), tiny.outputs(editor.model, inputs))
+
+
+@pytest.mark.parametrize("variant", ["llama", "gpt2"])
+def test_states_of_few_dimensions_are_cut_without_loss(variant: str):
+    """All that writes lies in 20 of 32 directions, none of them a channel: 24 components hold them all."""
+    model = tiny.model(variant, CAUSAL, tie_word_embeddings=False, **NO_EPS[variant])
+    stream = residual(model)
+    basis = torch.linalg.qr(torch.randn(32, 20, generator=torch.Generator().manual_seed(1)))[0]
+    onto = basis @ basis.t()
+    with torch.no_grad():
+        for path in stream.tables:
+            model.get_submodule(path).weight.copy_(model.get_submodule(path).weight @ onto)
+        for slot in stream.writes:
+            weight = slot.module.weight
+            weight.copy_(weight @ onto if hasattr(slot.module, "nf") else onto @ weight)
+            if slot.module.bias is not None:
+                slot.module.bias.copy_(slot.module.bias @ onto)
+    before = tiny.outputs(model, tiny.batch(model))
+    given = Given(data=load_data({"train": {"text": tiny.texts(64)}}), tokenizer=tiny.tokenizer())
+    said = PruneHidden(ratio=0.25, by="components").apply(Editor(model), given)
+    assert said["kept"] == 1
+    torch.testing.assert_close(tiny.outputs(model, tiny.batch(model)), before, atol=1e-3, rtol=1e-3)
+
+
+NO_EPS = {"llama": {"rms_norm_eps": 1e-12}, "gpt2": {"layer_norm_epsilon": 1e-12}}
+
+
+def test_components_and_the_rest():
+    """Ratio 0 changes nothing; a plan has the same shapes; encoders with norms last are refused before any work."""
+    step = PruneHidden(ratio=0.25, by="components", samples=8)
+    for variant in ("llama", "gpt2"):
+        planned, done, whole = (Editor(tied(variant)) for _ in range(3))
+        step.preview(planned, texts())
+        step.apply(done, texts())
+        assert [one.shape for one in planned.model.parameters()] == [one.shape for one in done.model.parameters()]
+        assert planned.record == done.record
+        PruneHidden(ratio=0, by="components").apply(whole, texts())
+        assert not whole.record.edits
+    with pytest.raises(LissomError, match=r"LSM-715.*cannot be turned"):
+        step.check(Editor(tiny.model("bert", HEAD)).anatomy(), texts())
+    with pytest.raises(LissomError, match=r"LSM-317.*by: components looks at texts"):
+        step.check(Editor(tied("llama")).anatomy(), Given())
