@@ -35,6 +35,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "prune_units": {"flops": 0.6, "length": 9},
     "prune_weights": {"by": "wanda"},
     "sparsegpt": {"pattern": "2:4"},
+    "prune_branches": {"ratio": 0.5},
     "prune_hidden": {"ratio": 0.25},
     "prune_vocab": {"at_least": 2},
     "obert": {"samples": 8},

@@ -247,6 +247,14 @@ def fewer_units(options: dict[str, Any], before: Stack, after: Stack, result: Re
     assert (options["flops"] - 0.1) * was < now <= options["flops"] * was + 1
 
 
+def fewer_branches(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:
+    whole = sum(block.attention.kv_heads > 1 for block in after.blocks) + sum(
+        block.ffn.width > 1 for block in after.blocks
+    )
+    share = max(step["ratio"] for step in map(plain, result.recipe.steps) if "ratio" in step)
+    assert whole == round((1 - share) * 2 * len(after.blocks))
+
+
 def fewer_channels(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:
     widths = {block.ffn.up.in_features for block in after.blocks} | {result.model.config.hidden_size}
     whole, heads = before.blocks[0].ffn.up.in_features, result.model.config.num_attention_heads
@@ -419,6 +427,7 @@ PROMISES = {
     "prune_heads": fewer_heads,
     "prune_neurons": fewer_neurons,
     "prune_units": fewer_units,
+    "prune_branches": fewer_branches,
     "prune_hidden": fewer_channels,
     "prune_vocab": fewer_tokens,
     "rewind": nothing,

@@ -22,6 +22,7 @@ _CLASSES = {
     "rewind": "pruning.rewind.Rewind",
     "prune_weights": "pruning.prune_weights.PruneWeights",
     "sparsegpt": "pruning.sparsegpt.Sparsegpt",
+    "prune_branches": "pruning.prune_branches.PruneBranches",
     "prune_hidden": "pruning.prune_hidden.PruneHidden",
     "prune_vocab": "pruning.prune_vocab.PruneVocab",
     "obert": "pruning.obert.Obert",

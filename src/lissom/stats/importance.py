@@ -76,6 +76,46 @@ def channel_activation(model: nn.Module, stacks: tuple[Stack, ...], batches: Bat
     return (sums / max(seen, 1)).sqrt().float()
 
 
+def branch_norms(model: nn.Module, stacks: tuple[Stack, ...], batches: Batches) -> dict[str, float]:
+    """How much attention and feed-forward layers add: the largest ‖F(x)‖ / ‖x‖ over all tokens but padding.
+
+    x: what goes into the block.  Returns path of o or down -> that share.
+    Source: Lin et al. 2020, "Pruning redundant mappings" (SNIP), eq. 3, relative to x.
+    """
+    most: dict[str, float] = {}
+    mask: Tensor | None = None
+    lengths: dict[str, Tensor] = {}
+
+    def enter(path: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            lengths[path] = (args[0] if args else kwargs["hidden_states"]).detach().float().norm(dim=-1)
+
+        return hook
+
+    def add(block: str, path: str) -> Callable[[Tensor, Tensor], None]:
+        def look(_x: Tensor, y: Tensor) -> None:
+            share = y.detach().float().norm(dim=-1).view(lengths[block].shape) / lengths[block].clamp_min(1e-12)
+            if mask is not None and share.shape == mask.shape:
+                share = share[mask.to(share.device).bool()]
+            most[path] = max(most.get(path, 0.0), float(share.max()))
+
+        return look
+
+    with contextlib.ExitStack() as hooks, torch.inference_mode():
+        for block in (block for stack in stacks for block in stack.blocks):
+            module = model.get_submodule(block.path)
+            hooks.callback(module.register_forward_pre_hook(enter(block.path), with_kwargs=True).remove)
+            for one in (block.attention, block.cross, block.ffn):
+                if one is not None:
+                    slot = one.down if isinstance(one, Ffn) else one.o
+                    hooks.callback(slot.watch(add(block.path, slot.path)).remove)
+        model.eval()
+        for batch in batches:
+            mask = batch.get("attention_mask")
+            model(**batch)
+    return most
+
+
 def _norms(parts: list[Tensor]) -> Tensor:
     """L2 norm of each row over all parts."""
     squares: Tensor = torch.cat(parts, dim=1).square().sum(dim=1)
