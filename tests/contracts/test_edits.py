@@ -42,9 +42,11 @@ from lissom.edits import (
     ScaleInputs,
     ShareLayers,
     ShareStacks,
+    TensorTrain,
     Untie,
     edit_from_json,
 )
+from lissom.methods.low_rank.tensor_train import decompose
 from lissom.nn.fake_quant import quantize
 from lissom.nn.grouped import grid, round_to
 from lissom.nn.int8 import quantize_rows
@@ -142,6 +144,19 @@ def factorize_table(anatomy: Anatomy) -> list[Filled]:
         rank = min(3, len(s))
         tensors = {f"{path}.table.weight": u[:, :rank] * s[:rank], f"{path}.widen": v[:rank]}
         made.append((FactorizeTable(path=path, rank=rank), tensors))
+    return made
+
+
+def tensor_train(anatomy: Anatomy) -> list[Filled]:
+    """Every plain table, of 5 · 5 · 4 rows or more, in halves and quarters."""
+    made: list[Filled] = []
+    for path in anatomy.embeddings:
+        table = anatomy.model.get_submodule(path)
+        if type(table) is torch.nn.Embedding and table.embedding_dim % 8 == 0:
+            sizes = (5, 5, -(-table.num_embeddings // 25)), (2, 2, table.embedding_dim // 4)
+            cores = decompose(table.weight, *sizes, (3, 2))
+            tensors = {f"{path}.{name}": core for name, core in zip(("first", "middle", "last"), cores, strict=True)}
+            made.append((TensorTrain(path=path, rows=sizes[0], columns=sizes[1], ranks=(3, 2)), tensors))
     return made
 
 
@@ -308,6 +323,7 @@ MAKERS: dict[str, Callable[[Anatomy], list[Filled]]] = {
     "Untie": untie,
     "Factorize": factorize,
     "FactorizeTable": factorize_table,
+    "TensorTrain": tensor_train,
     "Kronecker": kronecker,
     "MultiplyOut": multiply_out,
     "ScaleInputs": scale_inputs,
@@ -360,7 +376,7 @@ def cut_cases(kind: str) -> tuple[Case, ...]:
         return tuple(case for case in BARE if len(dissect(case.model()).stacks) > 1)
     if kind == "PackInteger":
         return tuple(case for case in BARE if case.variant in WHOLE and not dict(case.changes).get("is_decoder"))
-    if kind == "FactorizeTable":  # those of BART multiply as well
+    if kind in {"FactorizeTable", "TensorTrain"}:  # those of BART multiply as well
         return tuple(case for case in BARE if case.variant != "bart")
     return ALL_CUT if kind == "KeepLayers" else BARE
 

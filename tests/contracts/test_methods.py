@@ -41,6 +41,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "obert": {"samples": 8},
     "svd": {"ratio": 0.5},
     "factorize_vocabulary": {"ratio": 0.5},
+    "tensor_train": {"ratio": 0.5},
     "kronecker": {"ratio": 0.25, "table": 2},
     "share_layers": {"unique": 1},
     "share_stacks": {"cross": "self", "start": "average"},
@@ -85,7 +86,11 @@ WANTED = ("AutoModelForSequenceClassification", "AutoModelForCausalLM", "AutoMod
 
 GENERATING = WANTED[:0:-1]
 """Heads that generate; most of a family first."""
-STAYS = {"share_layers": ("albert",), "factorize_vocabulary": ("t5", "t5-gated", "bart")}
+STAYS = {
+    "share_layers": ("albert",),
+    "tensor_train": ("t5", "t5-gated", "bart"),
+    "factorize_vocabulary": ("t5", "t5-gated", "bart"),
+}
 """Variants that share already: layers, or one table in encoder and decoder."""
 KEEPS_NO_CACHE = {"mistral": "keeps a window of tokens"}
 """Variant -> why a method of the cache refuses it; those without a head that generates are refused too."""

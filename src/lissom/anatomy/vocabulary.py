@@ -9,7 +9,7 @@ from torch import nn
 
 from lissom.anatomy.positions import counts_from_padding
 from lissom.errors import LissomError
-from lissom.nn import Int8Embedding, KroneckerEmbedding, ThinEmbedding
+from lissom.nn import Int8Embedding, KroneckerEmbedding, TensorTrainEmbedding, ThinEmbedding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,7 +45,9 @@ def vocabulary(model: PreTrainedModel) -> Vocabulary:
     """
     paths = {id(module): name for name, module in model.named_modules()}
     tables = _asked(model, paths, "get_input_embeddings")
-    if not tables or not isinstance(model.get_submodule(tables[0]), nn.Embedding | Int8Embedding):
+    if not tables or not isinstance(
+        model.get_submodule(tables[0]), nn.Embedding | Int8Embedding | TensorTrainEmbedding
+    ):
         raise LissomError(715, f"{type(model).__name__} has no table of tokens that can be cut")
     size = int(cast("nn.Embedding", model.get_submodule(tables[0])).num_embeddings)
     tables = tuple(one for one in tables if getattr(model.get_submodule(one), "num_embeddings", None) == size)

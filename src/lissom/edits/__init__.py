@@ -26,6 +26,7 @@ from lissom.edits.scaled import ScaleInputs
 from lissom.edits.split import PackSplit
 from lissom.edits.stacks import ShareStacks, tied_paths
 from lissom.edits.table import FactorizeTable
+from lissom.edits.tensor_train import TensorTrain
 from lissom.edits.untie import Untie
 from lissom.edits.vocabulary import KeepVocab
 from lissom.edits.width import KeepHeads, KeepNeurons
@@ -36,7 +37,7 @@ EDITS: dict[str, type[Edit]] = {
     for edit in (
         *(KeepLayers, ShareLayers, ShareStacks, KeepHeads, KeepNeurons, KeepHidden, KeepVocab),
         *(DropMeans, Untie),
-        *(Factorize, FactorizeTable, Kronecker, MultiplyOut, ScaleInputs, AddLora),
+        *(Factorize, FactorizeTable, TensorTrain, Kronecker, MultiplyOut, ScaleInputs, AddLora),
         *(Pack, PackBits, PackBinary, PackRows, PackGroups, PackSplit, PackInputGroups, Palette),
         *(LevelAttention, PackInteger, PackCache),
     )
@@ -96,6 +97,7 @@ __all__ = [
     "ScaleInputs",
     "ShareLayers",
     "ShareStacks",
+    "TensorTrain",
     "Untie",
     "check_depth",
     "chosen",

@@ -28,6 +28,7 @@ _CLASSES = {
     "obert": "pruning.obert.Obert",
     "svd": "low_rank.svd.Svd",
     "factorize_vocabulary": "low_rank.factorize_vocabulary.FactorizeVocabulary",
+    "tensor_train": "low_rank.tensor_train.TensorTrain",
     "kronecker": "low_rank.kronecker.Kronecker",
     "share_layers": "weight_sharing.share_layers.ShareLayers",
     "share_stacks": "weight_sharing.share_stacks.ShareStacks",

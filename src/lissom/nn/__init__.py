@@ -8,6 +8,7 @@ from lissom.nn.low_bit import LowBitEmbedding, LowBitLinear
 from lissom.nn.low_rank import LowRankLinear
 from lissom.nn.rms_norm import RmsNorm
 from lissom.nn.scaled import ScaledLinear
+from lissom.nn.tensor_train import TensorTrainEmbedding
 from lissom.nn.thin_embedding import MixingEmbedding, ThinEmbedding
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "MixingEmbedding",
     "RmsNorm",
     "ScaledLinear",
+    "TensorTrainEmbedding",
     "ThinEmbedding",
 ]
