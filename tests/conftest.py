@@ -1,7 +1,8 @@
-"""What every test gets: one thread, no network, and the way to the data that may lie beside a checkout."""
+"""What every test gets: one thread, no network, no waiting for the disk, and data that may lie beside a checkout."""
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is imported
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
 
 import pytest
 import torch
@@ -39,6 +41,21 @@ def no_network() -> Iterator[None]:
             patch.setattr(socket.socket, name, only_unix(getattr(socket.socket, name)))
         patch.setattr(socket, "getaddrinfo", refuse)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """Files are written as ever, but a power cut may lose them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def what_is_imported_stays() -> None:
+    """The garbage collector passes by what is there: libraries and tests are millions of objects, and it runs often."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

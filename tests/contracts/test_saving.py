@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -16,11 +15,6 @@ from lissom.files import read_json
 from tests import tiny
 from tests.contracts.cases import HEADS, SWITCHES, Case
 from tests.contracts.test_edits import KIND_AND_CASE, ORDER, edit
-
-
-@pytest.fixture(autouse=True)
-def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 def same_bits(model: PreTrainedModel, loaded: PreTrainedModel, case: Case) -> None:
