@@ -138,7 +138,6 @@ def original(variant: str, generate: bool) -> PreTrainedModel:
     return trained
 
 
-@cache
 def compressed(name: str, variant: str) -> tuple[PreTrainedModel, Result, list[list[float]]]:
     """The original, what the recipe made of it, and the losses of each step that trains."""
     model = original(variant, name in GENERATE)
@@ -164,19 +163,24 @@ def compressed(name: str, variant: str) -> tuple[PreTrainedModel, Result, list[l
 
 
 @pytest.mark.parametrize(("name", "variant"), CASES)
-def test_it_is_saved_and_loaded(name: str, variant: str, tmp_path: Path):
-    model, result, _ = compressed(name, variant)
+def test_contract(name: str, variant: str, tmp_path: Path):
+    """One test, so that processes that share the tests never train the same twice."""
+    model, result, losses = compressed(name, variant)
+    the_losses_fall(name, result, losses)
+    every_step_leaves_the_structure_that_it_promises(name, model, result)
+    it_is_saved_and_loaded(model, result, tmp_path)
+
+
+def it_is_saved_and_loaded(model: PreTrainedModel, result: Result, folder: Path) -> None:
     assert {"keep", "parameters", "size_mb"} <= result.readings.keys()
-    result.save(tmp_path / "out")
+    result.save(folder / "out")
     inputs = tiny.batch(model)
     inputs["input_ids"].clamp_(max=result.model.config.vocab_size - 1)
-    assert torch.equal(tiny.outputs(lissom.load(tmp_path / "out"), inputs), tiny.outputs(result.model, inputs))
-    assert "| " in (tmp_path / "out" / "README.md").read_text()
+    assert torch.equal(tiny.outputs(lissom.load(folder / "out"), inputs), tiny.outputs(result.model, inputs))
+    assert "| " in (folder / "out" / "README.md").read_text()
 
 
-@pytest.mark.parametrize(("name", "variant"), CASES)
-def test_the_losses_fall(name: str, variant: str):
-    _, result, losses = compressed(name, variant)
+def the_losses_fall(name: str, result: Result, losses: list[list[float]]) -> None:
     trained = [plain(step) for step in result.recipe.steps if step.name == "tune"]
     assert len(losses) == len(trained)
     for options, every in zip(trained, losses, strict=True):
@@ -195,9 +199,7 @@ def at_rest(options: dict[str, Any]) -> bool:
     return any(how.get("only_gates") for one in options["while"] for how in one.values())
 
 
-@pytest.mark.parametrize(("name", "variant"), CASES)
-def test_every_step_leaves_the_structure_that_it_promises(name: str, variant: str):
-    model, result, _ = compressed(name, variant)
+def every_step_leaves_the_structure_that_it_promises(name: str, model: PreTrainedModel, result: Result) -> None:
     if name == "bilstm-kd":
         assert not dissect(result.model).stacks
         assert any(isinstance(one, torch.nn.LSTM) for one in result.model.modules())
