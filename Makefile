@@ -10,7 +10,7 @@ demo: $(INSTALLED)
 	$(BIN)/lissom demo --force
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n auto --maxprocesses 4
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
