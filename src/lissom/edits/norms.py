@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import cast
+from typing import ClassVar, cast
 
 from torch import nn
 
@@ -19,6 +19,8 @@ class DropMeans(Edit):
     It computes the same only where what goes in has a mean of 0.
     norms: module paths.
     """
+
+    acts: ClassVar[bool] = True  # the tensors are named and shaped as those of layer norms
 
     norms: tuple[str, ...]
 
