@@ -107,7 +107,7 @@ def _cut_table(table: nn.Module, path: str, cut: Cut, new: dict[int, int]) -> No
     if isinstance(table, Int8Embedding):
         try:
             table.keep(cut.kept)
-        except (ValueError, NotImplementedError) as error:
+        except ValueError as error:
             raise _packed(path) from error
         return
     if not isinstance(table, nn.Embedding):
