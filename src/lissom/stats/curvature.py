@@ -112,7 +112,7 @@ def _slopes(model: nn.Module, weights: Weights, batch: Mapping[str, Tensor]) -> 
     """The gradient of the loss by each matrix, which can be differentiated again."""
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the fast kernels of attention have no second derivative
         loss = model(**batch).loss
-        _check_loss(loss)
+        check_loss(loss)
         flat = [one for each in weights.values() for one in each]
         slopes = iter(torch.autograd.grad(loss, flat, create_graph=True, materialize_grads=True))
     return {name: [next(slopes) for _ in each] for name, each in weights.items()}
@@ -166,7 +166,7 @@ def row_fisher(model: nn.Module, slots: Sequence[Slot], batches: Iterable[Mappin
                 for slot in slots:
                     hooks.callback(slot.module.register_forward_hook(_note_both(used, slot.path)).remove)
                 loss = model(**batch).loss
-                _check_loss(loss)
+                check_loss(loss)
                 flat = [y for uses in used.values() for _, y in uses]
                 slopes = iter(torch.autograd.grad(loss, flat, allow_unused=True))
             for path, uses in used.items():
@@ -198,7 +198,8 @@ def _note_both(used: dict[str, list[tuple[Tensor, Tensor]]], path: str) -> Calla
     return hook
 
 
-def _check_loss(loss: Tensor | None) -> None:
+def check_loss(loss: Tensor | None) -> None:
+    """Raise LissomError LSM-821 where there is no loss, 902 where it is NaN or infinite."""
     if loss is None:
         raise LissomError(821, "the curvature of a loss needs labelled texts, and these have none")
     if not bool(torch.isfinite(loss)):

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lissom.anatomy import Slot, is_transposed
-from lissom.stats.curvature import _check_loss
+from lissom.stats.curvature import check_loss
 
 _CHUNK = 16  # gradients that are held at once
 _SOLVED = 8192  # blocks that are solved at once
@@ -53,7 +53,7 @@ def block_fisher(
         for batch in texts:
             with torch.enable_grad():
                 loss = model(**batch).loss
-                _check_loss(loss)
+                check_loss(loss)
                 slopes = torch.autograd.grad(loss, leaves, allow_unused=True)
             for found, slope, slot in zip(held, slopes, slots, strict=True):
                 if slope is not None:
