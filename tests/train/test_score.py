@@ -3,7 +3,8 @@ import pytest
 import torch
 from sklearn.metrics import f1_score
 
-from lissom.train.score import _SCORES, Validation
+from lissom.data import Task
+from lissom.train.score import _SCORES, Validation, as_shown
 from tests import tiny
 from tests.train.tiny_rows import rows
 
@@ -50,3 +51,19 @@ def test_a_batch_without_labelled_tokens_does_not_count():
     short = [{name: value[:2] if isinstance(value, list) else value for name, value in one.items()} for one in silent]
     score = Validation(rows=data, metric="perplexity")(model)
     assert Validation(rows=[*short, *data], metric="perplexity")(model) == pytest.approx(score)
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric", "told"),
+    [
+        ("language_modelling", "perplexity", ("loss", 3.5)),
+        ("text_to_text", "perplexity", ("loss", 3.5)),
+        ("question_answering", "f1", ("loss", 3.5)),
+        ("classification", "f1", ("f1", -3.5)),
+        ("masked_language_modelling", "accuracy", ("accuracy", -3.5)),
+        ("regression", "pearson", ("pearson", -3.5)),
+    ],
+)
+def test_a_score_that_is_minus_a_loss_is_told_as_the_loss(kind, metric, told):
+    assert as_shown(Task(kind=kind, metric=metric), -3.5) == told
+    assert as_shown(Task(kind=kind, metric=metric), None) == (told[0], None)

@@ -60,6 +60,7 @@ def command(
     from lissom.data import load_data
     from lissom.store import load, load_tokenizer, save
     from lissom.train.finetune import finetune
+    from lissom.train.score import as_shown
 
     found = load_data(data, columns=columns).with_validation(seed)
     with options.working_folder(out, force, reads=(model, data)) as work, say.progress("finetune") as report:
@@ -82,15 +83,16 @@ def command(
         )
         if say.first:
             save(made, Path(out), tokenizer=tokenizer, base=None if Path(model).exists() else model, force=force)
-    score = "" if done.score is None else f", {found.task.metric} {done.score:.4f} on validation"
+    metric, value = as_shown(found.task, done.score)
+    score = "" if value is None else f", {metric} {value:.4f} on validation"
     best = "" if done.best_step is None else f" at step {done.best_step}"
     say.result(
         {
             "model": out,
             "steps": done.steps,
             "best_step": done.best_step,
-            "metric": found.task.metric,
-            "score": done.score,
+            "metric": metric,
+            "score": value,
             "resumed": done.resumed,
             "rows_per_step": done.rows_per_step,
             "rows_per_second": done.rows_per_second,

@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 _ROWS = 64  # a forward
 
 
+def as_shown(task: Task, score: float | None) -> tuple[str, float | None]:
+    """Name and value by which a person is told a validation score: one that is minus a loss becomes the loss."""
+    if task.metric in _SCORES and task.kind != "question_answering":
+        return task.metric, score
+    return "loss", None if score is None else -score
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Validation:
     """Scores a model on rows with labels.

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from lissom.anatomy import dissect
+from lissom.data import load_data
 from lissom.edits import Editor
 from lissom.errors import LissomError
 from lissom.methods import METHODS, Given, Stage
@@ -200,3 +201,13 @@ def test_weights_that_stay_in_floating_point_are_named(tmp_path):
     packs = Tune(while_=({"fake_quant": {}},), learn={"task": {}}, max_steps=1)
     assert "floating point" not in packs.words()
     assert "weights" not in packs.apply(Editor(student()), given(tmp_path / "packs"))
+
+
+def test_a_language_model_tells_its_loss(tmp_path):
+    texts = load_data({"train": {"text": tiny.texts(20)}, "validation": {"text": tiny.texts(10, seed=1)}})
+    did = Tune(max_steps=1, learn={"task": {}}).apply(
+        Editor(tiny.model("llama", "AutoModelForCausalLM")), given(tmp_path, data=texts)
+    )
+    assert did["loss"] > 0
+    assert "score" not in did
+    assert Tune(max_steps=1, learn={"task": {}}).apply(Editor(student()), given(tmp_path))["score"] >= 0

@@ -26,7 +26,7 @@ from lissom.train import cache
 from lissom.train.during import DURING, During
 from lissom.train.objectives import OBJECTIVES, Objective
 from lissom.train.run import train
-from lissom.train.score import Validation
+from lissom.train.score import Validation, as_shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -136,11 +136,7 @@ class Tune(Method):
     def _check_labels(self, given: Given) -> None:
         """Raise LSM-317 when an objective learns from labels that the training rows have not got."""
         wanted = next((name for name, one in self._objectives(given).items() if one.labels), None)
-        if wanted is None or given.data is None or "language_modelling" in given.data.task.kind:
-            return
-        columns = {"tagging": "tags", "question_answering": "answers", "text_to_text": "target"}
-        column = columns.get(given.data.task.kind, "label")
-        if column not in given.data.split("train").column_names:
+        if wanted is not None and given.data is not None and not given.data.labelled("train"):
             cause = f"{wanted} learns from labels, and the training rows have none"
             raise LissomError(317, cause, place="learn", remedy="Give labels, or learn only from a teacher.")
 
@@ -184,7 +180,9 @@ class Tune(Method):
             it.end(editor)
 
     def apply(self, editor: Editor, given: Given) -> dict[str, Any]:
-        """Train `editor.model` in place; the fields of `Trained`, and `weights` where they were rounded and not packed.
+        """Train `editor.model` in place; the fields of `Trained`, with `loss` for a `score` that is minus a loss.
+
+        Also `weights` where they were rounded and not packed.
 
         Raises LSM-827 without rows, LSM-905 when the loss is NaN or infinite.
         """
@@ -222,7 +220,9 @@ class Tune(Method):
             report=given.report,
         )
         left = {"weights": _UNPACKED} if any(one.unpacked for one in self._during()) else {}
-        return {**dataclasses.asdict(done), **left}
+        name, score = as_shown(task, done.score)
+        told = {"loss" if name == "loss" and key == "score" else key: one for key, one in vars(done).items()}
+        return {**told, **({"loss": score} if name == "loss" else {}), **left}
 
     def _train(self, editor: Editor, given: Given) -> datasets.Dataset:
         """The rows of the train split, with their changed copies."""
