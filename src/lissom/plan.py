@@ -362,8 +362,7 @@ def _refused(step: Method, anatomy: Anatomy, given: Given) -> LissomError | None
 
 def _applies(kind: type[Method], anatomy: Anatomy) -> str:
     """ "yes", "yes, with data", or why not; with the options that a method has when none are given."""
-    if kind.needs & {Need.TRAIN, Need.CALIBRATION}:
-        return "yes, with data"
+    data = kind.needs & {Need.TRAIN, Need.CALIBRATION}
     if not anatomy.stacks and Stage.DEPTH <= kind.stage <= Stage.SHARE:
         return f"no: {anatomy.family} has no layers"
     required = [
@@ -374,5 +373,6 @@ def _applies(kind: type[Method], anatomy: Anatomy) -> str:
     try:
         kind(**dict.fromkeys(required, 1)).check(anatomy, Given())
     except LissomError as error:
-        return f"no: {error.cause}"
-    return "yes"
+        if not data or error.code != "LSM-317":
+            return f"no: {error.cause}"
+    return "yes, with data" if data else "yes"

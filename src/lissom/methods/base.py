@@ -176,9 +176,35 @@ class Method(ABC):
         return self.speed
 
 
+_LOSSLESS = ("question_answering", "masked_language_modelling", "embedding")  # calibration texts get no labels there
+
+
+def check_labelled(given: Given, remedy: str) -> None:
+    """Raise when the loss of labels, which a step looks at, cannot be had from the training texts.
+
+    remedy: what to choose instead, behind "or".
+    LSM-317 without data or tokenizer, 821 for texts without labels, or of a task whose calibration texts have none, 817
+    without a train split.
+    """
+    if given.data is None or given.tokenizer is None:
+        raise LissomError(317, "needs labelled texts", remedy=f"Give --data, or {remedy}.")
+    task = given.data.task.kind
+    if task in _LOSSLESS:
+        cause = f"needs the loss of labels, and takes none for {task.replace('_', ' ')}"
+        raise LissomError(821, cause, remedy=f"{remedy[0].upper()}{remedy[1:]}.")
+    if not given.data.labelled("train"):
+        cause = "needs labelled texts, and the training texts have no labels"
+        raise LissomError(821, cause, remedy=f"Give labels, or {remedy}.")
+
+
 def check_gradients(anatomy: Anatomy) -> None:
     """Raise LSM-713 when a layer is packed to 8 bits or fewer: no gradient goes through it."""
     refuse_packed(anatomy, "this step needs gradients, and a packed layer has none")
+
+
+def check_floating(anatomy: Anatomy) -> None:
+    """Raise LSM-713 when a layer is packed: a step that works on its weight would unpack it, or has none to work on."""
+    refuse_packed(anatomy, "this step changes weights in floating point, and a packed layer has none")
 
 
 def refuse_packed(anatomy: Anatomy, cause: str) -> None:

@@ -42,7 +42,7 @@ def calibration_batches(
     if len(encoded) > samples:  # running text is cut into more blocks than it had rows
         encoded = encoded.shuffle(seed=seed).select(range(samples))
     if labelled and "labels" not in encoded.column_names:
-        raise LissomError(821, "this step needs labelled texts", place=data.name, remedy="Choose by: magnitude.")
+        raise LissomError(821, "this step needs labelled texts", place=data.name, remedy="Give labels.")
     if not labelled and "labels" in encoded.column_names:
         encoded = encoded.remove_columns("labels")
     listed = encoded.to_list()

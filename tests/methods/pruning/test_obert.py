@@ -76,5 +76,5 @@ def test_the_loss_rises_less_than_without_neighbours_and_by_magnitude(tmp_path):
 
 def test_refusals():
     anatomy = Editor(tiny.model("bert", HEAD)).anatomy()
-    with pytest.raises(LissomError, match=r"LSM-317 there is no tokenizer"):
+    with pytest.raises(LissomError, match=r"LSM-317 needs labelled texts\. Give --data, or take sparsegpt"):
         Obert().check(anatomy, Given())

@@ -132,8 +132,8 @@ def test_the_hessian_needs_labels():
     editor = Editor(tiny.model("bert", "AutoModelForMaskedLM"))
     texts = data_for(editor.model, {"train": {"text": tiny.labelled_texts(24)["text"]}}, 0)
     gets = Given(data=texts, tokenizer=tiny.tokenizer(), max_length=32)
-    with pytest.raises(LissomError, match=r"LSM-821 .*Choose by: answers\."):
-        Mixed(by="hessian").apply(editor, gets)
+    with pytest.raises(LissomError, match=r"LSM-821 .*none for masked language modelling\. Choose by: answers\."):
+        Mixed(by="hessian").check(editor.anatomy(), gets)
     Mixed(by="answers", codes="rtn").apply(editor, gets)
 
 

@@ -19,7 +19,7 @@ from lissom.anatomy import Anatomy, Slot
 from lissom.anatomy.token_table import token_table
 from lissom.edits import Editor
 from lissom.errors import LissomError
-from lissom.methods.base import Given, Method, Stage
+from lissom.methods.base import Given, Method, Stage, check_floating
 from lissom.methods.low_rank.owners import owners
 
 Shape = tuple[int, int]
@@ -43,7 +43,8 @@ class Kronecker(Method):
     ] = 1
 
     def check(self, anatomy: Anatomy, given: Given) -> None:
-        """Raises LSM-318 when the width of the token table is no multiple of `table`."""
+        """Raises LSM-318 when the width of the token table is no multiple of `table`, LSM-713 for packed layers."""
+        check_floating(anatomy)
         width = anatomy.model.get_input_embeddings().embedding_dim  # type: ignore[operator]
         if width % self.table:
             raise LissomError(318, f"table {self.table} does not divide the {width} columns of the token table")

@@ -26,7 +26,7 @@ from lissom import edits
 from lissom.anatomy import Anatomy, Slot, dense_weight, stored_maps
 from lissom.edits import Editor
 from lissom.errors import LissomError
-from lissom.methods.base import Given, Method, Stage, check_gradients
+from lissom.methods.base import Given, Method, Stage, check_floating, check_labelled
 from lissom.methods.low_rank.by_loss import LossBudget
 from lissom.methods.low_rank.metrics import Metric, root
 from lissom.methods.low_rank.owners import owners
@@ -74,13 +74,15 @@ class Svd(Method):
     ] = 256
 
     def check(self, anatomy: Anatomy, given: Given) -> None:
-        """Raises LSM-317 when there are no texts to look at, LSM-713 when fisher finds packed layers."""
+        """Raises LSM-317 when there are no texts to look at, LSM-713 for packed layers, LSM-821 when fisher
+        has no labels."""
+        check_floating(anatomy)
         looks = f"by: {self.by}" if self.by != "weights" else "ranks: loss" if self.ranks == "loss" else ""
         if looks and (given.data is None or given.tokenizer is None):
             remedy = "Give --data, or choose by: weights and ranks: uniform."
             raise LissomError(317, f"{looks} looks at texts", remedy=remedy)
         if self.by == "fisher":
-            check_gradients(anatomy)
+            check_labelled(given, "choose by: inputs")
 
     def apply(self, editor: Editor, given: Given) -> None:
         """Factorize, and fill in the factors. Maps in which that saves nothing stay, or become dense again."""

@@ -21,8 +21,7 @@ from torch import Tensor
 
 from lissom.anatomy import Anatomy, Slot
 from lissom.edits import Editor
-from lissom.errors import LissomError
-from lissom.methods.base import Given, Need
+from lissom.methods.base import Given, Need, check_labelled
 from lissom.methods.pruning.prune_weights import PruneWeights
 from lissom.methods.pruning.zeros import Zeros, maps_of
 from lissom.stats.batches import cut
@@ -46,10 +45,9 @@ class Obert(Zeros):
     damp: Annotated[float, Field(gt=0, le=1, description="share of the mean of F's diagonal added to it")] = 0.01
 
     def check(self, anatomy: Anatomy, given: Given) -> None:
-        """Raises LSM-317 without a tokenizer."""
+        """Raises LSM-821 without labels, and what `Zeros.check` raises."""
         super().check(anatomy, given)
-        if given.tokenizer is None:
-            raise LissomError(317, "there is no tokenizer to read texts with", remedy="Give one.")
+        check_labelled(given, "take sparsegpt, which needs none")
 
     def apply(self, editor: Editor, given: Given) -> None:
         """Take gradients for some maps, choose, and go on with the next ones."""

@@ -27,7 +27,7 @@ from lissom.anatomy import Anatomy, residual
 from lissom.anatomy.dissect import stack_record
 from lissom.edits import Editor
 from lissom.errors import LissomError
-from lissom.methods.base import Given, Method, Stage
+from lissom.methods.base import Given, Method, Stage, check_floating
 from lissom.stats import rotation
 from lissom.stats.importance import channel_activation, channel_magnitude
 
@@ -52,10 +52,11 @@ class PruneHidden(Method):
     samples: Annotated[int, Field(ge=1, description="texts that activations are looked at on")] = 256
 
     def check(self, anatomy: Anatomy, given: Given) -> None:
-        """Raises LSM-317 when there are no texts to look at, LSM-715 for a model without layers.
+        """Raises LSM-317 when there are no texts to look at, LSM-713 for packed layers, LSM-715 for a model without layers.
 
-        by: components raises LSM-715 where something reads hidden states without a norm, LSM-713 for packed layers.
+        by: components raises LSM-715 where something reads hidden states without a norm.
         """
+        check_floating(anatomy)
         residual(anatomy.model)
         if self.by != "magnitude" and (given.data is None or given.tokenizer is None):
             raise LissomError(317, f"by: {self.by} looks at texts", remedy="Give --data, or choose by: magnitude.")

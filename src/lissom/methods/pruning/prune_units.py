@@ -28,7 +28,7 @@ from lissom.anatomy import Anatomy, Slot
 from lissom.anatomy.parts import Block
 from lissom.edits import Editor
 from lissom.errors import LissomError
-from lissom.methods.base import Given, Method, Need, Stage, check_gradients
+from lissom.methods.base import Given, Method, Need, Stage, check_gradients, check_labelled
 from lissom.stats.importance import gate_slopes, head_magnitude, neuron_magnitude
 from lissom.stats.refit import refit
 from lissom.stats.unit_cost import unit_flops
@@ -75,8 +75,10 @@ class PruneUnits(Method):
     refit_samples: Annotated[int, Field(ge=1, description="texts that the fit looks at")] = 256
 
     def check(self, anatomy: Anatomy, given: Given) -> None:
-        """Raises LSM-713 for packed layers, LSM-318 for a budget that nothing meets."""
+        """Raises LSM-713 for packed layers, LSM-318 for a budget that nothing meets, LSM-821 for labels that miss."""
         check_gradients(anatomy)
+        if self.by == "labels":
+            check_labelled(given, "choose by: answers")
         if self.latency is None:
             found = parts(anatomy)
             self._by_flops(anatomy, found, [torch.ones(part.units) for part in found], self.length or _USUAL)

@@ -13,7 +13,7 @@ from torch import Tensor
 from lissom.anatomy import Anatomy, Slot
 from lissom.edits import Editor
 from lissom.errors import LissomError
-from lissom.methods.base import Given, Method, Stage, check_gradients
+from lissom.methods.base import Given, Method, Stage, check_gradients, check_labelled
 from lissom.stats.importance import first_order, fisher, output_norms
 from lissom.stats.refit import refit
 
@@ -40,12 +40,13 @@ class StructuredPruning(Method):
     ] = False
 
     def check(self, anatomy: Anatomy, given: Given) -> None:
-        """Raises LSM-317 when there is no data to rank or reconstruct on, LSM-713 for int8 layers."""
+        """Raises LSM-317 when there is no data to rank or reconstruct on, LSM-713 for int8 layers, LSM-821 without the
+        labels that `by` looks at."""
         by = self.by
         lacking = given.data is None or given.tokenizer is None
         if by in LABELLED:
-            check_labelled(given, by)
             check_gradients(anatomy)
+            check_labelled(given, "choose by: magnitude")
         elif by != "magnitude" and lacking:
             raise LissomError(317, f"by: {by} looks at texts", remedy="Give --data, or choose by: magnitude.")
         if self.reconstruct:
@@ -101,9 +102,3 @@ def scores(
     """Importance by first-order, fisher or output of the units that go into `slots`, on training texts."""
     measure = {"first-order": first_order, "fisher": fisher, "output": output_norms}[by]
     return measure(editor.model, slots, given.calibration(editor.model, samples, labelled=by in LABELLED))
-
-
-def check_labelled(given: Given, by: str) -> None:
-    """Raise LSM-317 when the data or the tokenizer that `by` needs is missing."""
-    if given.data is None or given.tokenizer is None:
-        raise LissomError(317, f"by: {by} needs labelled texts", remedy="Give --data, or choose by: magnitude.")

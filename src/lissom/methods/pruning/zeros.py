@@ -13,8 +13,7 @@ from torch import Tensor
 from lissom.anatomy import Anatomy, Slot, stored_maps
 from lissom.edits import Editor
 from lissom.errors import LissomError
-from lissom.methods.base import Given, Method, Stage
-from lissom.nn import Int8Linear
+from lissom.methods.base import Given, Method, Stage, check_floating
 from lissom.stats.batches import cut
 from lissom.stats.blocks import Step, walk
 from lissom.train.during.masks import lowest
@@ -45,10 +44,7 @@ class Zeros(Method):
         """Raises LSM-318 for a pattern that keeps more than there are, LSM-713 for packed layers."""
         if self.kept_of is not None and self.kept_of[0] > self.kept_of[1]:
             raise LissomError(318, f"pattern {self.pattern} keeps more weights than there are", place="pattern")
-        packed = next((slot.path for slot in maps_of(anatomy) if isinstance(slot.module, Int8Linear)), None)
-        if packed is not None:
-            cause = "this step removes weights in floating point, and a packed layer has none"
-            raise LissomError(713, cause, place=packed, remedy="Begin with the model as it was before it was packed.")
+        check_floating(anatomy)
 
     @property
     def kept_of(self) -> tuple[int, int] | None:

@@ -26,7 +26,7 @@ from torch import Tensor
 from lissom.anatomy import Anatomy, Slot
 from lissom.edits import Editor
 from lissom.errors import LissomError
-from lissom.methods.base import Given, Method, Need, Stage
+from lissom.methods.base import Given, Method, Need, Stage, check_labelled
 from lissom.methods.quantization.gptq import Gptq
 from lissom.methods.quantization.groups import SPEED, Groups
 from lissom.methods.quantization.hqq import Hqq
@@ -74,9 +74,11 @@ class Mixed(Method):
 
     def check(self, anatomy: Anatomy, given: Given) -> None:
         """Raises LSM-318 for a budget below the smallest width, or an unknown map to skip, LSM-713 when every other map
-        is packed already."""
+        is packed already, LSM-821 when the hessian has no labels."""
         check_skip(anatomy, self.skip)
         check_unpacked(anatomy, self.skip)
+        if self.by == "hessian":
+            check_labelled(given, "choose by: answers")
         if self.size_mb is None and self.bits < min(self.choices):
             cause = f"an average of {self.bits:g} bits, and the smallest of the choices is {min(self.choices)}"
             raise LissomError(318, cause, place="bits", remedy="Allow fewer bits in choices, or more on average.")
@@ -142,12 +144,7 @@ class Mixed(Method):
 
     def _bent(self, editor: Editor, given: Given, maps: list[Slot]) -> Damages:
         """Ω times the squared change; all maps of a block have the damage of the block, see `_units`."""
-        try:
-            batches = list(given.calibration(editor.model, self.samples, labelled=True))
-        except LissomError as error:
-            if error.code != "LSM-821":
-                raise
-            raise LissomError(821, error.cause, place=error.place, remedy="Choose by: answers.") from error
+        batches = list(given.calibration(editor.model, self.samples, labelled=True))
         weights = block_weights(editor.anatomy())
         found = omegas(editor.model, weights, batches, seed=given.seed, report=given.report)
         return {
