@@ -58,11 +58,11 @@ SHARED = {
     821: "texts that have no labels",
     824: "no room for a text",
     826: "a model that does not answer what the data asks",
+    829: "texts that do not show the range of an input",
     843: "nothing to compare",
     853: "there is no running text to predict",
     901: "NaN or infinity in weights or answers",
     902: "a loss that is not finite",
-    904: "texts that do not show the range of an input",
     912: "an axis is fixed or a shape does not run",
     913: "an output is missing or of another shape",
 }

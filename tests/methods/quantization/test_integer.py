@@ -230,12 +230,12 @@ def test_steps_before_it_that_do_not_fit(step: Any, says: str):
 
 def test_texts_that_show_nothing_are_refused():
     editor = Editor(tiny.model("bert"))
-    with pytest.raises(LissomError, match="LSM-904 7 calibration texts are too few to find ranges on, 8 is the least"):
+    with pytest.raises(LissomError, match="LSM-829 7 calibration texts are too few to find ranges on, 8 is the least"):
         Integer().apply(editor, given(7))
     with torch.no_grad():
         for one in editor.anatomy().stacks[0].blocks[1].attention.q.module.parameters():
             one.zero_()
-    with pytest.raises(LissomError, match=r"LSM-904 encoder\.layer\.1\.attention\.self\.query out: it is 0 on every"):
+    with pytest.raises(LissomError, match=r"LSM-829 encoder\.layer\.1\.attention\.self\.query out: it is 0 on every"):
         Integer().apply(editor, given())
 
 

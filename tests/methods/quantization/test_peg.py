@@ -82,7 +82,7 @@ def test_refusals() -> None:
     editor = Editor(tiny.model("bert"))
     with pytest.raises(LissomError, match="LSM-317"):
         Peg().check(editor.anatomy(), Given())
-    with pytest.raises(LissomError, match="LSM-904 4 calibration texts are too few"):
+    with pytest.raises(LissomError, match="LSM-829 4 calibration texts are too few"):
         Peg().apply(editor, given(4))
     with pytest.raises(LissomError, match="LSM-451 PackInputGroups: 0 groups of columns, of 1 to 256"):
         editor.apply(PackInputGroups(groups=0))

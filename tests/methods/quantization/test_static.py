@@ -90,7 +90,7 @@ def test_what_cannot_be_calibrated_is_refused():
     step = Int8(mode="static")
     with pytest.raises(LissomError, match=r"LSM-317 int8: \{mode: static\} finds the ranges .*Give --data"):
         step.check(editor.anatomy(), Given())
-    with pytest.raises(LissomError, match=r"LSM-904 7 calibration texts are too few .*8 is the least.*mode: dynamic"):
+    with pytest.raises(LissomError, match=r"LSM-829 7 calibration texts are too few .*8 is the least.*mode: dynamic"):
         step.apply(editor, given(rows=7))
     Int8().check(editor.anatomy(), Given())
     assert not editor.record.edits
@@ -111,7 +111,7 @@ def test_an_input_that_never_changes_is_refused():
     with torch.no_grad():
         norm.weight.zero_()
         norm.bias.fill_(0.5)
-    with pytest.raises(LissomError, match=r"LSM-904 .*layer\.0\.intermediate\.dense: its input is 0\.5 on every"):
+    with pytest.raises(LissomError, match=r"LSM-829 .*layer\.0\.intermediate\.dense: its input is 0\.5 on every"):
         static(editor)
 
 

@@ -162,7 +162,7 @@ class Int8(Method):
         reached = {slot.path for group in groups for slot in group}
         for slot in slots:
             if slot.path not in reached:
-                raise LissomError(904, "no calibration text reaches this map", place=slot.path, remedy=_REMEDY)
+                raise LissomError(829, "no calibration text reaches this map", place=slot.path, remedy=_REMEDY)
         tensors: dict[str, Tensor] = {}
         for group, (scale, zero) in zip(groups, self._grids(editor, groups, batches, given), strict=True):
             for slot in group:
@@ -185,12 +185,12 @@ class Int8(Method):
         return [scale_and_zero(*find_range(one, self.calibrator)) for one in seen]
 
     def _batches(self, editor: Editor, given: Given) -> list[dict[str, Tensor]]:
-        """Calibration texts. Raises LissomError LSM-317 without any, LSM-904 for too few."""
+        """Calibration texts. Raises LissomError LSM-317 without any, LSM-829 for too few."""
         made = list(given.calibration(editor.model, self.samples))
         texts = sum(len(one["input_ids"]) for one in made)
         if texts < LEAST:
             cause = f"{texts} calibration texts are too few to find ranges on, {LEAST} is the least"
-            raise LissomError(904, cause, remedy="Give more texts, or choose mode: dynamic.")
+            raise LissomError(829, cause, remedy="Give more texts, or choose mode: dynamic.")
         return made
 
 
@@ -214,7 +214,7 @@ def _unseen(given: Given) -> Given:
 
 def _refuse_constant(low: float, high: float, slot: Slot) -> None:
     if not low < high:
-        raise LissomError(904, f"its input is {low:.6g} on every calibration text", place=slot.path, remedy=_REMEDY)
+        raise LissomError(829, f"its input is {low:.6g} on every calibration text", place=slot.path, remedy=_REMEDY)
 
 
 def _packed(editor: Editor, given: Given, step: Int8) -> PreTrainedModel:

@@ -117,7 +117,7 @@ class Integer(Method):
         texts = sum(len(one["input_ids"]) for one in batches)
         if texts < LEAST:
             cause = f"{texts} calibration texts are too few to find ranges on, {LEAST} is the least"
-            raise LissomError(904, cause, remedy="Give more texts.")
+            raise LissomError(829, cause, remedy="Give more texts.")
         blocks = anatomy.stacks[0].blocks
         norms = [path for block in blocks for path in block.norms] + ([edit.norm] if edit.norm else [])
         sides = [slot for block in blocks for slot in (block.attention.q, block.attention.o, *block.ffn.slots())]
@@ -128,7 +128,7 @@ class Integer(Method):
         for slot, seen in zip((*sides, *answers), histograms(model, [*sides, *answers], batches), strict=True):
             name = f"{slot.path} out" if isinstance(slot, _Answer) else slot.path
             if not seen.low < seen.high:
-                raise LissomError(904, f"it is {seen.low:.6g} on every calibration text", place=name, remedy=_REMEDY)
+                raise LissomError(829, f"it is {seen.low:.6g} on every calibration text", place=name, remedy=_REMEDY)
             # wide sums hold everything, codes what the calibrator covers
             calibrator: Calibrator = "min_max" if slot.path in norms and name == slot.path else self.calibrator
             limits[name] = max(abs(end) for end in find_range(seen, calibrator))
@@ -184,7 +184,7 @@ def _dyadic(path: str, ratio: Tensor | float) -> dict[str, Tensor]:
     try:
         b, c = dyadic(torch.as_tensor(ratio, dtype=torch.float64))
     except ValueError as error:
-        raise LissomError(904, str(error), place=path, remedy=_REMEDY) from error
+        raise LissomError(829, str(error), place=path, remedy=_REMEDY) from error
     return {f"{path}.multiplier": b, f"{path}.shift": c}
 
 
@@ -215,7 +215,7 @@ def _norm(model: nn.Module, path: str, out: Tensor) -> dict[str, Tensor]:
     try:
         multiplier, offset, shift = norm_constants(norm.weight.detach(), norm.bias.detach(), float(out))
     except ValueError as error:
-        raise LissomError(904, str(error), place=path, remedy=_REMEDY) from error
+        raise LissomError(829, str(error), place=path, remedy=_REMEDY) from error
     named = {"multiplier": multiplier, "offset": offset, "shift": shift, "output_scale": out}
     return {f"{path}.{name}": value for name, value in named.items()}
 

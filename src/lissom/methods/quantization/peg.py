@@ -72,7 +72,7 @@ class Peg(Method):
         for slot, top in zip(slots, largest_inputs(editor.model, slots, batches), strict=True):
             if top is None:
                 remedy = "Give texts of the kind that the model is for."
-                raise LissomError(904, "no calibration text reaches this map", place=slot.path, remedy=remedy)
+                raise LissomError(829, "no calibration text reaches this map", place=slot.path, remedy=remedy)
             parts.append(group_columns(top, self.groups))
         seen = column_histograms(editor.model, slots, parts, self.groups, batches)
         for slot, part, histograms in zip(slots, parts, seen, strict=True):
