@@ -142,3 +142,8 @@ def test_markdown_shows_text_literally():
 def test_markdown_lists_what_was_not_measured():
     text = markdown([row(readings=[reading("energy_j", None, how="no counter")])])
     assert text.endswith("\nNot measured:\n\n- Energy, original: no counter\n")
+
+
+def test_a_perplexity_is_no_count():
+    (line,) = lines([row(readings=[reading("perplexity", 2_345_678.0, better="lower")])])
+    assert (line.unit, line.cells[0].value) == ("", "2,345,678")

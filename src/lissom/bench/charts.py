@@ -68,7 +68,7 @@ def _points(rows: Sequence[Row], base: Row | None, judged: str, name: str) -> li
     ]
     if not drawn:
         return []
-    unit, scale = scaled(drawn[0][3]["unit"], [along["value"] for *_, along in drawn])
+    unit, scale = scaled(drawn[0][3]["name"], drawn[0][3]["unit"], [along["value"] for *_, along in drawn])
     directions = [_direction(drawn[0][2]), _direction(drawn[0][3])]
     front = pareto([(up["value"], along["value"]) for _, _, up, along in drawn], directions)
     return [

@@ -155,7 +155,7 @@ def markdown(rows: Sequence[Row], reference: str | None = None) -> str:
 def _line(name: str, rows: Sequence[Row], base: Row | None) -> Line:
     found = [next((one for one in row["readings"] if one["name"] == name), None) for row in rows]
     first = next(one for one in found if one is not None)
-    unit, scale = scaled(first["unit"], [one["value"] for one in found if one and one["value"] is not None])
+    unit, scale = scaled(name, first["unit"], [one["value"] for one in found if one and one["value"] is not None])
     cells = []
     for row, one in zip(rows, found, strict=True):
         if one is None or one["value"] is None:
@@ -170,11 +170,14 @@ def _line(name: str, rows: Sequence[Row], base: Row | None) -> Line:
     return Line(name=name, label=label, unit=unit, better=_ARROWS[first["better"]], cells=tuple(cells))
 
 
-def scaled(unit: str, values: list[float]) -> tuple[str, float]:
-    """The unit with the prefix that suits the largest value, and what one of it is worth."""
+def scaled(name: str, unit: str, values: list[float]) -> tuple[str, float]:
+    """The unit with the prefix that suits the largest value of a reading, and what one of it is worth.
+
+    A quality is no count: a perplexity of a million stays that.
+    """
     if unit in _RATIOS:
         return "", 1.0
-    if unit not in _COUNTED:
+    if unit not in _COUNTED or name in QUALITY:
         return unit, 1.0
     largest = max(map(abs, values), default=0.0)
     scale, prefix = next((one for one in _SCALES if largest >= one[0]), (1.0, ""))
