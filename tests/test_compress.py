@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -195,3 +196,17 @@ def test_teachers_that_read_or_answer_otherwise_are_refused(tmp_path: Path) -> N
         with pytest.raises(LissomError) as caught:
             distil(teacher, student)
         assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_an_original_in_16_bits_is_compared_on_equal_terms(kind: torch.dtype, tmp_path: Path) -> None:
+    model = tiny.model("bert", HEAD).to(kind)
+    lissom.save(model, tmp_path / "half", tokenizer=tiny.tokenizer())
+    for source in (model, tmp_path / "half"):
+        (note,) = lissom.compress(source, recipe("keep_layers: {keep: 2}")).notes
+        assert f"stored in {str(kind).removeprefix('torch.')}" in note
+        before, after = (float(one) for one in re.findall(r"([\d.]+) MB", note))
+        assert before >= after > 0
+        assert "step half" in note
+    assert not lissom.compress(source, recipe("{keep_layers: {keep: 2}}, {half: {}}")).notes
+    assert not lissom.compress(tiny.model("bert", HEAD), recipe("keep_layers: {keep: 2}")).notes

@@ -15,9 +15,10 @@ from lissom.anatomy import dissect, is_bare, positions, sentence_of
 from lissom.data import Data, Task, load_data
 from lissom.edits import Editor
 from lissom.errors import LissomError
+from lissom.files import inside, read_json
 from lissom.measure import Row, measure
 from lissom.measure.loyalty import UNCOMPARED
-from lissom.measure.size import SPARSE, sparsity
+from lissom.measure.size import SPARSE, in_memory, sparsity
 from lissom.methods import Given
 from lissom.methods.base import Trial
 from lissom.recipe import Recipe, StepRecord
@@ -44,7 +45,7 @@ class Result:
     rows: readings of `reference` and "compressed", both in torch, on `split`; empty without data.
     reference: what the result is compared with: "original", or "teacher", the first one, where teachers were given.
     verdicts: of the gate; empty when no gate was set.  steps: what each step of the recipe did.
-    base: where the original came from, "" for a model object.
+    base: where the original came from, "" for a model object.  notes: what a person should know of the figures.
     """
 
     model: PreTrainedModel
@@ -56,6 +57,7 @@ class Result:
     base: str
     seconds: float
     reference: str = ORIGINAL
+    notes: tuple[str, ...] = ()
 
     @property
     def met(self) -> bool:
@@ -202,7 +204,29 @@ def compress(
         base=base,
         seconds=time.monotonic() - began,
         reference=reference,
+        notes=_wider(base, original, editor.model),
     )
+
+
+def _wider(base: str, original: PreTrainedModel, made: PreTrainedModel) -> tuple[str, ...]:
+    """What to know where the original takes 16 bits a number on disk, or as an object, and the result 32."""
+    folder = _folder(base)
+    stored = str(original.dtype) if folder is None else _dtype(folder)
+    stored = stored.removeprefix("torch.")
+    if stored not in ("float16", "bfloat16") or str(made.dtype) != "torch.float32":
+        return ()
+    before, after = (in_memory(one).value or 0.0 for one in (in_float32(original), made))
+    return (
+        f"The original is stored in {stored}, and what of the result is not packed in float32, which takes twice the "
+        f"bytes. With both in float32: {before:,.1f} MB before, {after:,.1f} MB after. A step half at the end of the "
+        "recipe stores 16 bits again.",
+    )
+
+
+def _dtype(folder: Path) -> str:
+    """The type of the numbers that a model folder says it holds."""
+    config = read_json(inside(folder, "config.json", hard_links=True))
+    return str(config.get("dtype", config.get("torch_dtype"))) if isinstance(config, dict) else ""
 
 
 def _opened(

@@ -85,7 +85,7 @@ def command(
         done.report(page)
     rows = [row.as_dict() for row in done.rows]
     verdicts = [{"met": one.met, "text": one.text} for one in done.verdicts]
-    say.result({"model": out, "rows": rows, "steps": list(done.steps), "gate": verdicts})
+    say.result({"model": out, "rows": rows, "steps": list(done.steps), "gate": verdicts, "notes": list(done.notes)})
     if say.quiet:
         say.print(out)
     else:
@@ -94,8 +94,11 @@ def command(
             if step["did"]:
                 say.note(f"{step['name']}: {told(step['did'])}")
         say.print("", *(f"gate {'met' if one.met else 'NOT MET'}: {one.text}" for one in done.verdicts))
+        for note in done.notes:
+            say.note(note)
         folder, beside = shlex.quote(out), shlex.quote(f"{out.rstrip('/')}-onnx")
-        say.note(f"Next: lissom export {folder} --to onnx --out {beside}")
+        milder = f"{folder} keeps too little. Remove less, or let a step tune follow what removes, and compress again"
+        say.note(f"Next: lissom export {folder} --to onnx --out {beside}" if done.met else f"Next: {milder}.")
     require(done.verdicts)
 
 
