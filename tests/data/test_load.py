@@ -532,12 +532,15 @@ class Builder:
 
 
 def test_a_hub_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lissom.data.load._reached", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda path, name: Builder())
     data = load_data("nyu-mll/glue:cola")
     assert (list(data.splits), data.task.metric) == (["train", "validation", "test"], "mcc")
 
 
 def test_a_hub_id_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lissom.data.load._reached", lambda: True)
+
     def refuse(path: str, name: str | None) -> None:
         raise FileNotFoundError(f"Couldn't find {path} and {name} in the cache")
 
@@ -550,6 +553,7 @@ def test_a_hub_id_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["csv", "pandas", "imagefolder"])
 def test_a_reader_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr("lissom.data.load._reached", lambda: True)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "train_.csv").write_text("text,label\na,0\nb,1\n")
     assert fault(name).startswith(f"LSM-801 {name}: no such file or folder, and the hub does not give it: ")
@@ -672,3 +676,23 @@ def test_real_sets_load(
     assert (data.name, data.task.kind, data.task.metric, len(data.task.labels)) == (name, kind, metric, labels)
     assert len(data.split(split)) == rows
     assert data.notes == ()
+
+
+def test_a_hub_that_is_out_of_reach_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    asked = []
+
+    def builder(name: str, configuration: str | None) -> None:
+        asked.append(constants.HF_HUB_OFFLINE and datasets.config.HF_HUB_OFFLINE)
+        raise ConnectionError("Couldn't reach it")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # where nothing listens
+    monkeypatch.setattr(datasets, "load_dataset_builder", builder)
+    assert fault("nowhere") == (
+        "LSM-801 nowhere: no such file or folder, not in the cache of the hub, and the hub cannot be reached. "
+        "Check the path, or the network."
+    )
+    assert asked == [True]
+    assert not constants.HF_HUB_OFFLINE

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -189,21 +190,53 @@ def _hub(name: str) -> _Source:
     import datasets
 
     repository, _, configuration = name.partition(":")
+    reached = _reached()
     try:
-        builder = datasets.load_dataset_builder(repository, configuration or None)
-        kind = type(builder).__module__.rsplit(".", maxsplit=1)[-1]
-        if (
-            builder.repo_id is None or kind not in _HUB_READERS
-        ):  # "csv" is a reader itself, which takes what lies around
-            raise ValueError(f"it is no set of {', '.join(_HUB_READERS[:-1])} files")
-        builder.download_and_prepare()
-        found = builder.as_dataset()
+        with contextlib.nullcontext() if reached else _cache_alone():
+            builder = datasets.load_dataset_builder(repository, configuration or None)
+            kind = type(builder).__module__.rsplit(".", maxsplit=1)[-1]
+            if (
+                builder.repo_id is None or kind not in _HUB_READERS
+            ):  # "csv" is a reader itself, which takes what lies around
+                raise ValueError(f"it is no set of {', '.join(_HUB_READERS[:-1])} files")
+            builder.download_and_prepare()
+            found = builder.as_dataset()
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, datasets.exceptions.DatasetsError) as broken:
         cause = f"no such file or folder, and the hub does not give it: {(str(broken) or repr(broken)).splitlines()[0]}"
         remedy = 'Some sets need a configuration: "nyu-mll/glue:cola".'
+        if not reached:
+            cause = "no such file or folder, not in the cache of the hub, and the hub cannot be reached"
+            remedy = "Check the path, or the network."
         raise LissomError(801, cause[:400].rstrip("."), place=name, remedy=remedy) from None
     splits = {split: found[split] for split in found if split in _SPLITS} or dict(found)
     return _Source(name, {split: read_object(one, split) for split, one in _named(splits, name).items()})
+
+
+def _reached() -> bool:
+    """Whether the hub answers at all, within seconds; `datasets` itself would ask for half a minute."""
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return True  # nothing is asked then: `datasets` says so at once
+    try:
+        get_session().head(constants.ENDPOINT, timeout=10)
+    except Exception:  # noqa: BLE001  of whatever client and proxy
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _cache_alone() -> Iterator[None]:
+    """`datasets` takes what it loaded before and asks nobody."""
+    import datasets
+    from huggingface_hub import constants
+
+    before = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
 
 
 def _notes(found: _Source, mapping: Mapping[str, str], names: Mapping[str, None]) -> list[str]:
