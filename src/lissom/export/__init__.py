@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["TARGETS", "Artifact", "Target", "export"]
 
 _ZEROS = "Zeros among the weights are stored and computed like other numbers here: no dense engine gets faster by them."
+_CACHE = "The setting of kv_cache is lissom's own and is not in this folder: the cache stays whole there."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,6 +101,7 @@ def export(
     when the target cannot hold this model, LSM-738 or 739 when its engine is not installed, LSM-911 to 913 when the
     result does not answer as torch does.
     """
+    from lissom.edits import Record
     from lissom.files import digests, new_folder, write_json
     from lissom.store.zeros import sparse_maps
 
@@ -115,6 +117,8 @@ def export(
         about = TARGETS[target].write(model, tokenizer, made)
         if sparse_maps(model):
             about["notes"] = (*about.get("notes", ()), _ZEROS)
+        if any(edit.acts for edit in Record.of(model).edits):
+            about["notes"] = (*about.get("notes", ()), _CACHE)
         manifest = {"format": 1, "export": {"target": target, **about}, "files": digests(made)}
         write_json(made / "lissom.json", manifest)
     files = tuple(sorted(path for path in folder.rglob("*") if path.is_file()))

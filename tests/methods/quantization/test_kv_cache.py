@@ -160,3 +160,8 @@ def test_an_export_says_that_it_is_not_in_it(tmp_path: Path) -> None:
     model = llama()
     Rtn(group=16).apply(Editor(model), Given())
     assert any("kv_cache" in note for note in export(cached(model), "compressed-tensors", tmp_path / "out").notes)
+
+
+def test_it_says_that_quality_is_measured_without_it() -> None:
+    assert "without the packed cache" in (KvCache().apply(Editor(llama()), Given()) or {})["quality"]
+    assert "quality is measured without it" in KvCache().words()
