@@ -342,3 +342,30 @@ def test_no_room_for_a_text(place, capsys, tmp_path):
     arguments = ["predict", place / "model", "--input", tmp_path / "texts.txt", "--max-length"]
     assert call(capsys, *arguments, 2)[1]["code"] == "LSM-824"
     assert call(capsys, *arguments, 3)[0] == 0
+
+
+def test_a_missed_gate_names_what_to_do_instead_of_exporting(capsys, place):
+    out = place / "missed"
+    arguments = [*recipe_and_data(place), "--out", out, "--force"]
+    code, _, error = said(capsys, "compress", place / "model", *arguments, "--keep", "9")
+    assert code == 5
+    assert f"Next: {out} keeps too little. Remove less" in error
+    assert "lissom export" not in error
+    code, _, error = said(capsys, "compress", place / "model", *arguments)
+    assert code == 0
+    assert f"Next: lissom export {out}" in error
+
+
+def test_predict_tells_of_empty_texts(capsys, compressed, tmp_path):
+    (tmp_path / "texts.txt").write_text("a goal\n\n  \n")
+    code, lines, error = said(capsys, "predict", compressed / "out", "--input", tmp_path / "texts.txt")
+    assert code == 0
+    assert len(lines.splitlines()) == 3
+    assert "2 of 3 texts are empty" in error
+
+
+def test_names_of_methods_stand_apart_from_what_is_said(capsys, place):
+    _, lines, _ = said(capsys, "inspect", place / "model")
+    told = [line for line in lines.splitlines() if line.startswith(("factorize_vocabulary", "svd"))]
+    assert len({line.index("yes") for line in told}) == 1
+    assert all(line.split()[1] == "yes" for line in told)

@@ -29,7 +29,7 @@ pytest.importorskip("compressed_tensors", reason="the llm extra is not installed
 
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 
-from lissom.export.compressed_tensors import BFLOAT16, DECODED, _words
+from lissom.export.compressed_tensors import BFLOAT16, DECODED, _fitting, _scheme, _words
 
 TARGET = "compressed-tensors"
 
@@ -237,6 +237,19 @@ def test_what_the_format_cannot_hold_is_refused(make: object, says: str, tmp_pat
         export(make(), TARGET, tmp_path / "out")  # type: ignore[operator]
     assert caught.value.code == "LSM-744"
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("columns", "group"), [(768, 128), (576, 64), (24, 8), (36, 9), (20, 10), (131, 131), (4099, 0)]
+)
+def test_the_group_that_is_proposed_divides_and_can_be_asked_for(columns: int, group: int) -> None:
+    assert _fitting(columns) == group
+
+
+def test_columns_that_no_group_divides_are_left_out() -> None:
+    layer = GroupedLinear(4099, 8, bits=4, group=64)
+    with pytest.raises(LissomError, match=r'LSM-744 .*No group that a step takes does: .* skip: \["mlp\.up"\]'):
+        _scheme(layer, "mlp.up")
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ def command(
             suffers = measured(loaded, dissect(loaded), batches, bits=int(bits), report=report)
         found["sensitivity"] = suffers.as_dict()
     share = found["parameters"] or 1
+    wide = max(map(len, found["methods"])) + 2
     say.result(
         found,
         f"{found['class']} ({found['family']}), {found['parameters']:,} parameters, {found['size_mb']:.1f} MB",
@@ -84,7 +85,7 @@ def command(
         "",
         *(f"{part:<14}{count:>14,}  {count / share:4.0%}" for part, count in found["parts"].items()),
         "",
-        *(f"{name:<16}{verdict}" for name, verdict in found["methods"].items()),
+        *(f"{name:<{wide}}{verdict}" for name, verdict in found["methods"].items()),
     )
     if suffers is not None:
         _show(say, suffers)

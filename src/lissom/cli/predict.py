@@ -48,13 +48,21 @@ def command(
     texts = read_texts(source)
     runner = open_runner(subject, device=device, threads=threads, max_length=max_length)
     found: list[dict[str, Any]] = []
+    read = empty = 0
     while part := list(islice(texts, _AT_ONCE)):
         said = answers(runner, part)
+        read, empty = read + len(part), empty + sum(map(_is_empty, part))
         found += said if say.json else []
         for answer in () if say.json else said:
             say.stream(json.dumps(answer))
     if say.json:
         say.result({"answers": found})
+    if empty:
+        say.note(f"{empty} of {read} texts are empty; they are answered like any other.")
+
+
+def _is_empty(text: Text) -> bool:
+    return not "".join([text] if isinstance(text, str) else text).strip()
 
 
 def read_texts(source: str) -> Iterator[Text]:

@@ -67,7 +67,6 @@ ROUNDED = (
 DECODED = (
     "transformers decodes the zero points of this folder while it loads, to float weights; vLLM reads them as they are."
 )
-CACHE = "The setting of kv_cache is lissom's own and is not in this folder."
 BFLOAT16 = "Loaded in bfloat16, as its config says, the scales of weights are rounded to 8 bits."
 _REMEDY = "Run it with lissom.load, or export it to onnx."
 
@@ -125,8 +124,6 @@ def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, fol
         notes.append(ROUNDED.format(how, figures["rounding_noise"]))
     if "dequantize" in packing:
         notes.append(DECODED)
-    if any(edit.acts for edit in Record.of(model).edits):
-        notes.append(CACHE)
     if model.dtype == torch.bfloat16:
         notes.append(BFLOAT16)
     about: dict[str, Any] = {"format": packing["format"], "parity": figures}
@@ -175,13 +172,20 @@ def _scheme(layer: Int8Linear, path: str) -> Scheme:
         raise _refusal(f"{METHOD} is read with 4 or 8 bits, and {path} has {layer.bits}")
     group, zero = min(layer.group, layer.columns), layer.weight_zero.float()
     if layer.columns % group:
-        fits = layer.columns & -layer.columns
         cause = f"groups of {group} do not divide the {layer.columns} columns of {path}"
-        raise _refusal(cause, f"Compress it again with groups that do, such as {min(fits, 128)}.")
+        fits = _fitting(layer.columns)
+        leave = f'No group that a step takes does: leave it out of the packing, skip: ["{path}"].'
+        raise _refusal(cause, f"Compress it again with groups that do, such as {fits}." if fits else leave)
     if not bool(((zero == zero.round()) & (zero >= 0) & (zero < 2**layer.bits)).all()):
         cause = f"{METHOD} holds whole zero points, and those of {path} are not"
         raise _refusal(cause, "Compress it with rtn, gptq or awq; those of hqq are not whole.")
     return Scheme(layer.bits, group)
+
+
+def _fitting(columns: int) -> int:
+    """A group that divides so many columns: a power of two up to 128, else the least that a step takes, else 0."""
+    power = columns & -columns
+    return min(power, 128) if power >= 8 else next((one for one in range(8, 4097) if columns % one == 0), 0)
 
 
 def _symmetric(layers: dict[str, Int8Linear], schemes: dict[str, Scheme], scheme: Scheme) -> bool:

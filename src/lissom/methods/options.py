@@ -107,7 +107,15 @@ def _explained(
         here = {e["type"].removesuffix("_type") for e in errors if _walked(values, e["loc"]) == path}
         wanted = " or ".join(sorted({_KINDS.get(one, one) for one in here}))
         return LissomError(313, f"{said} is not {wanted}", place=where)
-    return LissomError(315, f"{said}: {first['msg'].removeprefix('Value error, ')}", place=where)
+    odd = problem == "string_pattern_mismatch"
+    says = f" is not written as it should be: {_described(kind, path)}" if odd else f": {first['msg']}"
+    return LissomError(315, f"{said}{says.replace('Value error, ', '', 1)}", place=where)
+
+
+def _described(kind: type[Method], path: Path) -> str:
+    """What the declaration of an option says about it."""
+    parts = (part.get("properties", {}).get(str(path[-1]), {}) for part in _schemas(kind, path[:-1]))
+    return next((str(part["description"]) for part in parts if "description" in part), "see its description")
 
 
 def _meant(value: Any, allowed: list[str]) -> str:

@@ -15,6 +15,7 @@ from lissom.methods import Given
 from lissom.methods.pruning.prune_weights import PruneWeights, scores
 from lissom.methods.pruning.zeros import lowest_of_each
 from lissom.methods.quantization.int8 import Int8
+from lissom.recipe import Recipe
 from tests import tiny
 
 
@@ -145,3 +146,10 @@ def test_int8_keeps_the_zeros():
     PruneWeights(by="wanda").apply(editor, given())
     Int8().apply(editor, given())
     assert sparsity(editor.model).value >= 0.5
+
+
+def test_a_pattern_that_is_none_is_told_in_words():
+    said = r'LSM-315 .*pattern "2-4" is not written as it should be: "2:4" keeps two of every four'
+    with pytest.raises(LissomError, match=said) as told:
+        Recipe.parse('lissom: 1\nsteps:\n  - prune_weights: {pattern: "2-4"}\n', "r")
+    assert "\\d" not in str(told.value)
