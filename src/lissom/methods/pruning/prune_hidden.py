@@ -52,7 +52,7 @@ class PruneHidden(Method):
     samples: Annotated[int, Field(ge=1, description="texts that activations are looked at on")] = 256
 
     def check(self, anatomy: Anatomy, given: Given) -> None:
-        """Raises LSM-317 when there are no texts to look at, LSM-713 for packed layers, LSM-715 for a model without layers.
+        """Raises LSM-317 when there are no texts to look at, LSM-713 for packed layers, LSM-715 without layers.
 
         by: components raises LSM-715 where something reads hidden states without a norm.
         """
