@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lissom.anatomy import Anatomy, dense_weight, dissect, vocabulary
+from lissom.anatomy import Anatomy, dense_weight, dissect, residual, vocabulary
 from lissom.edits import (
     EDITS,
     AddLora,
@@ -27,6 +27,7 @@ from lissom.edits import (
     KeepVocab,
     Kronecker,
     LevelAttention,
+    MapAfterNorm,
     MultiplyOut,
     Pack,
     PackBinary,
@@ -116,6 +117,12 @@ def drop_means(anatomy: Anatomy) -> list[Filled]:
     """Every layer norm."""
     modules = anatomy.model.named_modules()
     return [(DropMeans(norms=tuple(path for path, one in modules if type(one) is torch.nn.LayerNorm)), {})]
+
+
+def map_after_norm(anatomy: Anatomy) -> list[Filled]:
+    """The last norm over the hidden states, its channels turned around."""
+    path, width = residual(anatomy.model).norms[-1], residual(anatomy.model).width
+    return [(MapAfterNorm(norm=path), {f"{path}.map.weight": torch.eye(width).flip(0)})]
 
 
 def untie(anatomy: Anatomy) -> list[Filled]:
@@ -320,6 +327,7 @@ MAKERS: dict[str, Callable[[Anatomy], list[Filled]]] = {
     "KeepHidden": keep_hidden,
     "KeepVocab": keep_vocab,
     "DropMeans": drop_means,
+    "MapAfterNorm": map_after_norm,
     "Untie": untie,
     "Factorize": factorize,
     "FactorizeTable": factorize_table,

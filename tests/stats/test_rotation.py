@@ -8,11 +8,20 @@ import pytest
 import torch
 
 from lissom.anatomy import residual
-from lissom.edits import AddLora, Editor, Factorize, KeepHidden, Pack, ShareLayers
+from lissom.edits import AddLora, Editor, Factorize, KeepHidden, MapAfterNorm, Pack, ShareLayers
 from lissom.errors import LissomError
 from lissom.methods.pruning.prune_hidden import prepare
 from lissom.nn.int8 import quantize_rows
-from lissom.stats.rotation import center, fold_norms, layer_norms, norm_readers, principal_axes, put_shifts, turn
+from lissom.stats.rotation import (
+    center,
+    fold_norms,
+    layer_norms,
+    narrow_map,
+    norm_readers,
+    principal_axes,
+    put_shifts,
+    turn,
+)
 from tests import tiny
 from tests.contracts.cases import CASES, Case
 
@@ -25,6 +34,7 @@ def turned(model, axes=None):
     editor, readers = Editor(model), norm_readers(model)
     means = layer_norms(model, readers)
     prepare(editor, readers)
+    readers = norm_readers(model)
     if means:
         center(model)
     shifts = fold_norms(model, readers)
@@ -41,6 +51,30 @@ def test_no_answer_changes(case: Case):
     turned(model)
     torch.testing.assert_close(tiny.outputs(model, inputs), before, atol=1e-5, rtol=1e-4)
     assert (model.get_input_embeddings().weight - table).abs().max() > 0.01, "nothing was turned"
+
+
+@pytest.mark.parametrize("variant", ["llama", "qwen3", "gpt2", "opt", "gpt_neox"])
+def test_a_head_that_is_the_table(variant: str):
+    """Behind a map it goes on being the table; where a mean goes it gets a copy."""
+    model = tiny.model(variant, HEAD, tie_word_embeddings=True)
+    before = tiny.outputs(model, tiny.batch(model))
+    for _ in range(2):
+        turned(model)
+        torch.testing.assert_close(tiny.outputs(model, tiny.batch(model)), before, atol=1e-5, rtol=1e-4)
+    shares = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert shares == (variant in {"llama", "qwen3"})
+
+
+def test_the_map_is_narrowed_by_hand():
+    """E = [[1, 1], [0, 1]] and M = [[2, 1], [5, 3]]: the column of E M that stays is (7, 5), that of E (1, 0), so 7."""
+    model = tiny.model(
+        "llama", HEAD, hidden_size=2, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1, vocab_size=2
+    )
+    Editor(model).apply(MapAfterNorm(norm="model.norm"), {"model.norm.map.weight": torch.tensor([[2.0, 1], [5, 3]])})
+    with torch.no_grad():
+        model.lm_head.weight.copy_(torch.tensor([[1.0, 1], [0, 1]]))
+    found = narrow_map(model, 1)
+    torch.testing.assert_close(found, {"model.norm.map.weight": torch.tensor([[7.0]], dtype=torch.float64)})
 
 
 def test_a_narrow_table_behind_maps_of_its_own():

@@ -20,7 +20,7 @@ from lissom.edits.kronecker import Kronecker
 from lissom.edits.linear import Factorize, MultiplyOut, Pack, PackBits
 from lissom.edits.lora import AddLora
 from lissom.edits.mixed import PackRows
-from lissom.edits.norms import DropMeans
+from lissom.edits.norms import DropMeans, MapAfterNorm
 from lissom.edits.palette import Palette
 from lissom.edits.scaled import ScaleInputs
 from lissom.edits.split import PackSplit
@@ -36,7 +36,7 @@ EDITS: dict[str, type[Edit]] = {
     edit.__name__: edit
     for edit in (
         *(KeepLayers, ShareLayers, ShareStacks, KeepHeads, KeepNeurons, KeepHidden, KeepVocab),
-        *(DropMeans, Untie),
+        *(DropMeans, MapAfterNorm, Untie),
         *(Factorize, FactorizeTable, TensorTrain, Kronecker, MultiplyOut, ScaleInputs, AddLora),
         *(Pack, PackBits, PackBinary, PackRows, PackGroups, PackSplit, PackInputGroups, Palette),
         *(LevelAttention, PackInteger, PackCache),
@@ -81,6 +81,7 @@ __all__ = [
     "KeepVocab",
     "Kronecker",
     "LevelAttention",
+    "MapAfterNorm",
     "MultiplyOut",
     "Pack",
     "PackBinary",

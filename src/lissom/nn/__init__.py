@@ -6,6 +6,7 @@ from lissom.nn.kronecker import KroneckerEmbedding, KroneckerLinear
 from lissom.nn.lora import LoraLinear
 from lissom.nn.low_bit import LowBitEmbedding, LowBitLinear
 from lissom.nn.low_rank import LowRankLinear
+from lissom.nn.mapped_norm import MappedNorm
 from lissom.nn.rms_norm import RmsNorm
 from lissom.nn.scaled import ScaledLinear
 from lissom.nn.tensor_train import TensorTrainEmbedding
@@ -21,6 +22,7 @@ __all__ = [
     "LowBitEmbedding",
     "LowBitLinear",
     "LowRankLinear",
+    "MappedNorm",
     "MixingEmbedding",
     "RmsNorm",
     "ScaledLinear",

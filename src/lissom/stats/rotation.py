@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lissom.anatomy import Residual, dissect, residual
 from lissom.anatomy.slot import dense_weight, is_transposed
 from lissom.errors import LissomError
-from lissom.nn import LoraLinear, LowRankLinear
+from lissom.nn import LoraLinear, LowRankLinear, MappedNorm
 from lissom.stats.batches import is_of_tokens
 from lissom.stats.finite import check_finite_inputs
 from lissom.stats.folding import read_norms
@@ -42,12 +42,13 @@ def norm_readers(model: nn.Module) -> Readers:
     is stored in a form which cannot be multiplied.
     """
     anatomy, stream = dissect(model), residual(model)
-    blocks = tuple(f"{block.path}." for stack in anatomy.stacks for block in stack.blocks)
-    heads = tuple(dict.fromkeys(slot.path for slot in stream.reads if not slot.path.startswith(blocks)))
+    blocks, heads = _blocks(model), _heads(model)
     outside = [norm for norm in stream.norms if not norm.startswith(blocks)]
     if not heads:
         raise _fixed(anatomy.family, "they are what it answers")
-    if len(anatomy.stacks) > 1 or len(outside) != 1 or {*heads} & {slot.path for slot in stream.writes}:
+    maps = _maps(model)
+    both = ({*heads} - {*maps}) & {slot.path for slot in stream.writes}
+    if len(anatomy.stacks) > 1 or len(outside) != 1 or both:
         raise _fixed(anatomy.family, "not all that reads them stands behind one norm")
     inside = {norm: paths for norm, paths in read_norms(anatomy).items() if norm in stream.norms}
     behind = {path for paths in inside.values() for path in paths}
@@ -55,7 +56,22 @@ def norm_readers(model: nn.Module) -> Readers:
         raise _fixed(anatomy.family, "not all that reads them stands behind one norm")
     for _ in _tensors(stream, reads=True):
         pass
-    return {**inside, outside[0]: heads}
+    return {**inside, outside[0]: maps or heads}
+
+
+def _blocks(model: nn.Module) -> tuple[str, ...]:
+    return tuple(f"{block.path}." for stack in dissect(model).stacks for block in stack.blocks)
+
+
+def _heads(model: nn.Module) -> tuple[str, ...]:
+    """Paths of the maps outside of the blocks that read as many channels, a map after a norm among them."""
+    blocks = _blocks(model)
+    return tuple(dict.fromkeys(slot.path for slot in residual(model).reads if not slot.path.startswith(blocks)))
+
+
+def _maps(model: nn.Module) -> tuple[str, ...]:
+    """Paths of the maps after a norm; heads then read what these give."""
+    return tuple(f"{name}.map" for name, one in model.named_modules() if isinstance(one, MappedNorm))
 
 
 def _fixed(family: str, why: str) -> LissomError:
@@ -140,6 +156,22 @@ def put_shifts(model: nn.Module, shifts: Iterable[Shift]) -> None:
             bias.copy_(found)
 
 
+def narrow_map(model: nn.Module, count: int) -> dict[str, Tensor]:
+    """The map after the last norm once only the first `count` channels stay: name -> (count, count), float64.
+
+    With E of the head and M of the map as they are, the M' of least ‖E' M' - E M'‖ over the columns that stay, E' the
+    columns of E that stay.
+    """
+    found: dict[str, Tensor] = {}
+    maps = _maps(model)
+    for path in maps:
+        weight = _joined(model, (one for one in _heads(model) if one not in maps))
+        square = weight.t() @ weight
+        wanted = square[:count] @ dense_weight(model.get_submodule(path)).detach().double()[:, :count]
+        found[f"{path}.weight"] = torch.linalg.pinv(square[:count, :count], hermitian=True) @ wanted
+    return found
+
+
 def principal_axes(
     model: nn.Module, norms: Iterable[str], batches: Iterable[Mapping[str, Tensor]]
 ) -> tuple[Tensor, Tensor]:
@@ -188,19 +220,20 @@ def _multiply(stream: Residual, matrix: Tensor, *, reads: bool) -> None:
 
 def _tensors(stream: Residual, *, reads: bool) -> Iterator[tuple[Tensor, int]]:
     """The tensors that have one value, row (0) or column (1) a channel, each once: what is shared stays so."""
-    found: dict[int, tuple[Tensor, int]] = {}
+    found: dict[tuple[int, int], tuple[Tensor, int]] = {}
     for slots, wanted, side in ((stream.reads, reads, True), (stream.writes, True, False)):
         for slot in slots if wanted else ():
             for end in _ends(slot.module, slot.path, reads=side):
                 weight, bias = cast("Tensor", end.weight), cast("Tensor | None", end.bias)
-                found.setdefault(id(weight), (weight, int(side != is_transposed(end))))
+                axis = int(side != is_transposed(end))
+                found.setdefault((id(weight), axis), (weight, axis))
                 if bias is not None and not side:
-                    found.setdefault(id(bias), (bias, 0))
+                    found.setdefault((id(bias), 0), (bias, 0))
     for path in stream.tables:
         table = stream.model.get_submodule(path)
         if type(getattr(table, "weight", None)) is not nn.Parameter:
             raise _stored(path)
-        found.setdefault(id(table.weight), (cast("Tensor", table.weight), 1))
+        found.setdefault((id(table.weight), 1), (cast("Tensor", table.weight), 1))
     yield from found.values()
 
 

@@ -6,10 +6,10 @@ and variance over fewer channels, which changes every answer: it needs `tune` af
 
 by: components follows Ashkboos et al. 2024, "SliceGPT": the stream is first turned, without a change of the answers, so
 that its channels are principal components of what norms give on texts, and the smallest go. One turn serves all blocks,
-where the paper has one for each and a matrix in each residual connection: no product is added, and the components fit
-each block less. A head that shares the table of tokens gets a weight of its own, since only it takes the scale of the
-last norm; layer norms become norms by the root mean square. Norms go on dividing by the length over as many channels as
-before.
+where the paper has one for each and a matrix in each residual connection: no product is added there, and the components
+fit each block less. A head that shares the table of tokens goes on doing so, behind a map that takes the scale of the
+last norm, or gets a weight of its own where norms subtract a mean; layer norms become norms by the root mean square.
+Norms go on dividing by the length over as many channels as before.
 """
 
 from __future__ import annotations
@@ -100,13 +100,15 @@ class PruneHidden(Method):
         readers = rotation.norm_readers(model)
         centered = bool(rotation.layer_norms(model, readers))
         prepare(editor, readers)
+        readers = rotation.norm_readers(model)
         if centered:
             rotation.center(model)
         shifts = rotation.fold_norms(model, readers)
         rotation.put_shifts(model, shifts)  # whole yet: the components see them
         shares, axes = rotation.principal_axes(model, readers, batches)
         rotation.turn(model, axes)
-        editor.apply(edits.KeepHidden(channels=tuple(range(count))))
+        maps = rotation.narrow_map(model, count)
+        editor.apply(edits.KeepHidden(channels=tuple(range(count))), maps)
         with torch.no_grad():
             for path in readers:  # the root mean square over fewer channels is larger
                 cast("Tensor", model.get_submodule(path).weight).fill_(math.sqrt(len(axes) / count))
@@ -115,15 +117,23 @@ class PruneHidden(Method):
 
 
 def prepare(editor: Editor, readers: rotation.Readers) -> None:
-    """The structure in which the stream can be turned: no mean that a norm subtracts, no head that is the table."""
+    """The structure in which the stream can be turned: no mean that a norm subtracts, no scale between it and a head
+    that is the table of tokens.
+
+    Such a head goes on sharing it, behind a map that takes the scale; where means go, the table loses its own, which
+    the head needs, and gets a copy.
+    """
     model, stream = editor.model, residual(editor.model)
     tables = [model.get_submodule(path).weight for path in stream.tables]
     paths = list(dict.fromkeys(slot.path for slot in stream.reads))
     tied = [path for path in paths if any(getattr(model.get_submodule(path), "weight", None) is one for one in tables)]
     if means := rotation.layer_norms(model, readers):
         editor.apply(edits.DropMeans(norms=means))
-    if tied:
-        editor.apply(edits.Untie(heads=tuple(tied)))
+        if tied:
+            editor.apply(edits.Untie(heads=tuple(tied)))
+        return
+    for path in [path for path, maps in readers.items() if {*maps} & {*tied}]:
+        editor.apply(edits.MapAfterNorm(norm=path))
 
 
 def _heads(anatomy: Anatomy, stack: str) -> int:
