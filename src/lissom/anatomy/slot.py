@@ -11,8 +11,9 @@ from torch.utils.hooks import RemovableHandle
 
 from lissom.errors import LissomError
 from lissom.nn import Int8Linear, KroneckerLinear, LoraLinear, LowRankLinear, ScaledLinear
+from lissom.nn.computed import ComputedLinear, dense_of
 
-_STORED = nn.Linear | LowRankLinear | KroneckerLinear | Int8Linear | ScaledLinear | LoraLinear
+_STORED = nn.Linear | Int8Linear | ComputedLinear
 
 
 def is_transposed(module: nn.Module) -> bool:
@@ -27,10 +28,7 @@ def is_linear(module: nn.Module) -> bool:
 
 def dense_weight(module: nn.Module) -> Tensor:
     """The weight of a linear module as (out, in), computed if the module stores it in another form."""
-    if isinstance(module, LowRankLinear | KroneckerLinear | Int8Linear | ScaledLinear | LoraLinear):
-        return module.dense()
-    weight = cast("Tensor", module.weight)
-    return weight.t() if is_transposed(module) else weight
+    return dense_of(module)
 
 
 def _size(module: nn.Module, name: str, transposed_name: str) -> int:

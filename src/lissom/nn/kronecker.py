@@ -9,16 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lissom.nn.computed import ComputedLinear, dense_of, dtype_of
 from lissom.nn.int8 import Int8Embedding, Int8Linear
 
 Shape = tuple[int, int]
 
 
-def _dense(linear: nn.Linear | Int8Linear) -> Tensor:
-    return linear.dense() if isinstance(linear, Int8Linear) else linear.weight
-
-
-class KroneckerLinear(nn.Module):
+class KroneckerLinear(ComputedLinear):
     """y = (A ⊗ B) x + b: `left` holds A and `right` holds B, maps without bias, which may be packed later.
 
     Whichever of the two takes fewer products is applied first.
@@ -50,14 +47,13 @@ class KroneckerLinear(nn.Module):
         """Number of outputs."""
         return self.left.out_features * self.right.out_features
 
-    @property
-    def weight(self) -> Tensor:
-        """A ⊗ B, shape (out, in); computed at each call, not stored."""
-        return self.dense()
-
     def dense(self) -> Tensor:
         """A ⊗ B, shape (out, in)."""
-        return torch.kron(_dense(self.left).contiguous(), _dense(self.right).contiguous())
+        return torch.kron(dense_of(self.left).contiguous(), dense_of(self.right).contiguous())
+
+    def dense_dtype(self) -> torch.dtype:
+        """The dtype of `dense`."""
+        return torch.promote_types(dtype_of(self.left), dtype_of(self.right))
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., in) -> (..., out)."""

@@ -6,24 +6,16 @@ Source: Hu et al. 2021, "LoRA", eq. 3; Bae et al. 2024, "Relaxed Recursive Trans
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from lissom.nn.int8 import Int8Linear
+from lissom.nn.computed import dense_of, dtype_of
+from lissom.nn.low_rank import ThinMaps
 
 
-def _dense(linear: nn.Module) -> Tensor:
-    """The weight (out, in) of a plain, transposed (GPT-2's Conv1D) or otherwise stored map."""
-    if hasattr(linear, "dense"):
-        return cast("Callable[[], Tensor]", linear.dense)()
-    weight = cast("Tensor", linear.weight)
-    return weight.t() if hasattr(linear, "nf") else weight
-
-
-class LoraLinear(nn.Module):
+class LoraLinear(ThinMaps):
     """The linear module `inner`, and beside it `down` (rank, in) and `up` (out, rank), both without bias.
 
     Each of the three may be packed later. It computes rank * (in + out) products more than `inner` alone.
@@ -39,39 +31,21 @@ class LoraLinear(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(in_features, out_features, rank, bias=False, device=device, dtype=dtype)
         self.inner = inner
-        self.down: nn.Linear | Int8Linear = nn.Linear(in_features, rank, bias=False, device=device, dtype=dtype)
-        self.up: nn.Linear | Int8Linear = nn.Linear(rank, out_features, bias=False, device=device, dtype=dtype)
-
-    @property
-    def in_features(self) -> int:
-        """Number of inputs."""
-        return self.down.in_features
-
-    @property
-    def out_features(self) -> int:
-        """Number of outputs."""
-        return self.up.out_features
-
-    @property
-    def rank(self) -> int:
-        """Rank of the delta."""
-        return self.down.out_features
 
     @property
     def bias(self) -> Tensor | None:
         """The bias, shape (out,), or None."""
         return cast("Any", self.inner).bias  # type: ignore[no-any-return]
 
-    @property
-    def weight(self) -> Tensor:
-        """W + U V, shape (out, in); computed at each call, not stored."""
-        return self.dense()
-
     def dense(self) -> Tensor:
         """W + U V, shape (out, in)."""
-        return _dense(self.inner) + _dense(self.up) @ _dense(self.down)
+        return dense_of(self.inner) + dense_of(self.up) @ dense_of(self.down)
+
+    def dense_dtype(self) -> torch.dtype:
+        """The dtype of `dense`."""
+        return torch.promote_types(dtype_of(self.inner), dtype_of(self.up))
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., in) -> (..., out)."""

@@ -5,19 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lissom.nn.computed import ComputedLinear, dense_of, dtype_of
 from lissom.nn.int8 import Int8Linear
 
 
-def _dense(linear: nn.Linear | Int8Linear) -> Tensor:
-    return linear.dense() if isinstance(linear, Int8Linear) else linear.weight
-
-
-class LowRankLinear(nn.Module):
-    """Two thin linear maps in the place of one: `down` (rank, in) without bias, then `up` (out, rank) with the bias.
-
-    Either may be packed to int8 later. It computes rank * (in + out) instead of in * out products: fewer wherever
-    rank < in * out / (in + out).
-    """
+class ThinMaps(ComputedLinear):
+    """Two thin linear maps: `down` (rank, in) without bias, and `up` (out, rank). Either may be packed later."""
 
     def __init__(
         self,
@@ -29,6 +22,7 @@ class LowRankLinear(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        """bias: whether `up` has one."""
         super().__init__()
         self.down: nn.Linear | Int8Linear = nn.Linear(in_features, rank, bias=False, device=device, dtype=dtype)
         self.up: nn.Linear | Int8Linear = nn.Linear(rank, out_features, bias=bias, device=device, dtype=dtype)
@@ -48,19 +42,26 @@ class LowRankLinear(nn.Module):
         """Number of values between the two maps."""
         return self.down.out_features
 
+
+class LowRankLinear(ThinMaps):
+    """Two thin linear maps in the place of one: `down` (rank, in) without bias, then `up` (out, rank) with the bias.
+
+    Either may be packed to int8 later. It computes rank * (in + out) instead of in * out products: fewer wherever
+    rank < in * out / (in + out).
+    """
+
     @property
     def bias(self) -> Tensor | None:
         """The bias, shape (out,), or None."""
         return self.up.bias
 
-    @property
-    def weight(self) -> Tensor:
-        """The product of the two maps, shape (out, in); computed at each call, not stored."""
-        return self.dense()
-
     def dense(self) -> Tensor:
         """The product of the two maps, shape (out, in)."""
-        return _dense(self.up) @ _dense(self.down)
+        return dense_of(self.up) @ dense_of(self.down)
+
+    def dense_dtype(self) -> torch.dtype:
+        """The dtype of `dense`."""
+        return dtype_of(self.up)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., in) -> (..., out)."""

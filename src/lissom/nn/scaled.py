@@ -7,16 +7,16 @@ may be packed later; it then rounds x · factor. Source: Xiao et al. 2023, "Smoo
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from lissom.nn.computed import ComputedLinear, dense_of, dtype_of
 from lissom.nn.keeps_dtype import KeepsDtype
 
 
-class ScaledLinear(KeepsDtype):
+class ScaledLinear(ComputedLinear, KeepsDtype):
     """The linear module `inner` behind one multiplication.
 
     State: buffer `input_factor` (in,), float32 whatever the model is converted to, 1 at first, and that of `inner`.
@@ -45,19 +45,14 @@ class ScaledLinear(KeepsDtype):
         """The bias, shape (out,), or None."""
         return cast("Tensor | None", self.inner.bias)
 
-    @property
-    def weight(self) -> Tensor:
-        """The weight for inputs as they come, shape (out, in); computed at each call, not stored."""
-        return self.dense()
-
     def dense(self) -> Tensor:
         """The weight for inputs as they come, shape (out, in): that of `inner` with its columns times the factors."""
-        if hasattr(self.inner, "dense"):
-            inner = cast("Callable[[], Tensor]", self.inner.dense)()
-        else:
-            inner = cast("Tensor", self.inner.weight)
-            inner = inner.t() if hasattr(self.inner, "nf") else inner
+        inner = dense_of(self.inner)
         return (inner * self.input_factor).to(inner.dtype)
+
+    def dense_dtype(self) -> torch.dtype:
+        """The dtype of `dense`."""
+        return dtype_of(self.inner)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., in) -> (..., out)."""
