@@ -196,16 +196,22 @@ def cut_encoders() -> str:
 
 def cut_decoder() -> str:
     """The table of results/structure-decoder.jsonl: a decoder cut in several ways without training."""
+    from lissom.bench.format import interval as between
+    from lissom.bench.format import number, times
     from lissom.bench.rows import read_rows
 
     if not CUT_DECODER.exists():
         return "Nothing is measured yet.\n"
     rows, lines = read_rows([CUT_DECODER]), []
     for row in rows:
+        if row["subject"] == REFERENCE and lines:
+            continue  # every script measures it again
         said = {one["name"]: one for one in row["readings"]}
-        more = f"{said['perplexity']['value'] / _reading(_original(rows, row), 'perplexity')['value']:.2f}"
+        found = said["perplexity"]
+        ends = (found["low"], found["high"])
+        more = times(found["value"] / _reading(_original(rows, row), "perplexity")["value"])
         name = row["subject"] if row["subject"] == REFERENCE else f"`{row['subject']}`"
-        interval = _interval(said["perplexity"], 2)
+        interval = f"{number(found['value'], *ends)} ({between(*ends)})"
         lines.append(
             [name, interval, more, f"{said['parameters']['value'] / 1e6:.0f}", f"{said['size_mb']['value']:.0f}"]
         )
@@ -215,7 +221,7 @@ def cut_decoder() -> str:
         f"{_reading(rows[0], 'perplexity')['n']} windows of {data['name']}; intervals are 95 %, of each model by "
         f"itself. Rows in [results/{CUT_DECODER.name}](../results/{CUT_DECODER.name})."
     )
-    header = ["model", "perplexity", "times the original's", "million parameters", "MB"]
+    header = ["model", "perplexity", "against the original", "million parameters", "MB"]
     return f"{table(header, lines)}\n{_wrapped(about)}\n"
 
 
@@ -224,9 +230,9 @@ def _original(rows: Sequence[dict[str, Any]], row: dict[str, Any]) -> dict[str, 
     return next(one for one in rows if one["subject"] == REFERENCE and one["data"] == row["data"])
 
 
-def _interval(reading: dict[str, Any], digits: int = 3) -> str:
+def _interval(reading: dict[str, Any]) -> str:
     low, high = reading["low"], reading["high"]
-    return f"{reading['value']:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+    return f"{reading['value']:.3f} ({low:.3f} to {high:.3f})"
 
 
 def _kept(said: dict[str, dict[str, Any]]) -> str:
