@@ -14,11 +14,15 @@ def number(value: float, low: float | None = None, high: float | None = None) ->
 
     >>> number(0.91342, 0.897, 0.929), number(1234.56, 1190, 1270), number(43726), number(22.713216), number(0.5)
     ('0.913', '1,230', '43,726', '22.71', '0.5')
+    >>> number(88077.4)
+    '88,080'
     """
     if low is None or high is None or low == high:
         if value == int(value):
             return f"{int(value):,}"
-        return _fixed(value, 3 - _magnitude(value)).rstrip("0").rstrip(".")
+        places = 3 - _magnitude(value)
+        digits = _fixed(value, places)
+        return digits.rstrip("0").rstrip(".") if places > 0 else digits  # 88,080 keeps its last nought
     return _fixed(value, _places(low, high))
 
 
