@@ -191,6 +191,11 @@ def test_labels_that_are_missing_are_missed_before_any_work(tmp_path):
     with pytest.raises(LissomError, match="LSM-317 learn: task learns from labels, and the training rows have none"):
         Tune(learn={"task": {}, "logits": {}}).check(dissect(student()), asked)
     Tune(learn={"logits": {}}).check(dissect(student()), asked)
+    for name in ("group_quant", "search_bits", "meta"):
+        with pytest.raises(
+            LissomError, match=f"LSM-317 while: {name} looks at labels, and the training rows have none"
+        ):
+            Tune(learn={"logits": {}}, while_=[{name: {}}]).check(dissect(student()), asked)
 
 
 def test_weights_that_stay_in_floating_point_are_named(tmp_path):
@@ -208,6 +213,16 @@ def test_a_language_model_tells_its_loss(tmp_path):
     did = Tune(max_steps=1, learn={"task": {}}).apply(
         Editor(tiny.model("llama", "AutoModelForCausalLM")), given(tmp_path, data=texts)
     )
-    assert did["loss"] > 0
+    assert did["validation_loss"] > 0
     assert "score" not in did
     assert Tune(max_steps=1, learn={"task": {}}).apply(Editor(student()), given(tmp_path))["score"] >= 0
+
+
+def test_without_labels_to_judge_by_the_last_weights_are_kept(tmp_path):
+    data = topics()
+    bare = {name: rows.remove_columns("label") for name, rows in data.splits.items()}
+    asked = given(tmp_path, teacher=student(1), data=dataclasses.replace(data, splits=bare))
+    did = Tune(max_steps=2).apply(Editor(student()), asked)
+    assert (did["steps"], did["score"], did["best_step"]) == (2, None, None)
+    with pytest.raises(LissomError, match="LSM-317 patience: patience looks at validation scores, and there are none"):
+        Tune(patience=1).check(dissect(student()), asked)

@@ -62,7 +62,7 @@ _NESTED = (("augment", "augment"), ("learn", "learn"), ("while", "while_"))  # a
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tune(Method):
-    """Train on the train split; with a validation split the model ends with the weights of its best epoch.
+    """Train on the train split; a validation split with labels says which epoch's weights the model ends with.
 
     Where nothing trains the answers (states alone are learnt), a score says nothing, and the last weights are kept.
     """
@@ -134,11 +134,17 @@ class Tune(Method):
         self._check_during(anatomy, given)
 
     def _check_labels(self, given: Given) -> None:
-        """Raise LSM-317 when an objective learns from labels that the training rows have not got."""
+        """Raise LSM-317 when what learns, or acts, needs labels that the training rows have not got."""
+        if given.data is None or given.data.labelled("train"):
+            return
         wanted = next((name for name, one in self._objectives(given).items() if one.labels), None)
-        if wanted is not None and given.data is not None and not given.data.labelled("train"):
+        if wanted is not None:
             cause = f"{wanted} learns from labels, and the training rows have none"
             raise LissomError(317, cause, place="learn", remedy="Give labels, or learn only from a teacher.")
+        acts = next((one.name for one in self._during() if one.labels), None)
+        if acts is not None:
+            cause = f"{acts} looks at labels, and the training rows have none"
+            raise LissomError(317, cause, place="while", remedy=f"Give labels, or leave {acts} out.")
 
     def _check_during(self, anatomy: Anatomy, given: Given) -> None:
         every = self._during()
@@ -180,7 +186,7 @@ class Tune(Method):
             it.end(editor)
 
     def apply(self, editor: Editor, given: Given) -> dict[str, Any]:
-        """Train `editor.model` in place; the fields of `Trained`, with `loss` for a `score` that is minus a loss.
+        """Train `editor.model` in place; the fields of `Trained`, a `score` that is minus a loss as `validation_loss`.
 
         Also `weights` where they were rounded and not packed.
 
@@ -221,8 +227,11 @@ class Tune(Method):
         )
         left = {"weights": _UNPACKED} if any(one.unpacked for one in self._during()) else {}
         name, score = as_shown(task, done.score)
-        told = {"loss" if name == "loss" and key == "score" else key: one for key, one in vars(done).items()}
-        return {**told, **({"loss": score} if name == "loss" else {}), **left}
+        told = dataclasses.asdict(done)
+        if name == "loss":
+            del told["score"]
+            told["validation_loss"] = score
+        return {**told, **left}
 
     def _train(self, editor: Editor, given: Given) -> datasets.Dataset:
         """The rows of the train split, with their changed copies."""
@@ -251,7 +260,8 @@ class Tune(Method):
 
     def _judged(self, given: Given) -> bool:
         """Whether epochs are compared by a score on the validation split."""
-        there = given.data is not None and "validation" in given.data.splits
+        data = given.data
+        there = data is not None and "validation" in data.splits and data.labelled("validation")
         return there and any(one.answers for one in self._objectives(given).values())
 
     def _objectives(self, given: Given) -> dict[str, Objective]:

@@ -86,6 +86,7 @@ class During(ABC):
     again: ClassVar[bool] = False  # has the objectives answer the same batch several times
     differentiable: ClassVar[bool] = True  # what it puts into the student has a forward derivative
     differentiates: ClassVar[bool] = False  # needs that of the student
+    labels: ClassVar[bool] = False  # looks at the loss of labels, whatever the objectives learn from
     alone: ClassVar[bool] = False  # nothing else may act beside it
     hides: ClassVar[frozenset[Read]] = frozenset()  # what the student's answers lack while it acts
 

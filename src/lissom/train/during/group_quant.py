@@ -53,6 +53,7 @@ class GroupQuant(During):
     source: ClassVar[str] = "Shen et al. 2020 (Q-BERT), sections 3.1 and 3.2; Dong et al. 2020 (HAWQ-V2), section 3"
     speed: ClassVar[str] = "not faster: weights are decoded to float before use, so it only saves space"
     order: ClassVar[int] = 80
+    labels: ClassVar[bool] = True
     differentiable: ClassVar[bool] = False
 
     bits: Annotated[float, Field(ge=2, le=8, description="bits a weight on average, without scales and zeros.")] = 2.5

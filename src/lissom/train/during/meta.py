@@ -55,6 +55,7 @@ class Meta(During):
     source: ClassVar[str] = "Zhou et al. 2022 (MetaDistil), section 3.2"
     speed: ClassVar[str] = "no faster: it wins back quality that other steps cost"
     order: ClassVar[int] = 0
+    labels: ClassVar[bool] = True
     differentiates: ClassVar[bool] = True
     teacher: ClassVar[bool] = True
 

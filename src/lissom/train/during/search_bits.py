@@ -52,6 +52,7 @@ class SearchBits(During):
         "fewer bits than 8 save space on disk, and run as int8"
     )
     order: ClassVar[int] = 80
+    labels: ClassVar[bool] = True
     differentiable: ClassVar[bool] = False
 
     bits: Annotated[float, Field(gt=0, le=8, description="bits a weight of the linear maps, in the mean, at most.")] = (
