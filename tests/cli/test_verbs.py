@@ -362,6 +362,10 @@ def test_predict_tells_of_empty_texts(capsys, compressed, tmp_path):
     assert code == 0
     assert len(lines.splitlines()) == 3
     assert "2 of 3 texts are empty" in error
+    (tmp_path / "none.txt").write_text("")
+    code, lines, error = said(capsys, "predict", compressed / "out", "--input", tmp_path / "none.txt")
+    assert (code, lines) == (0, "")
+    assert "No text was given." in error
 
 
 def test_names_of_methods_stand_apart_from_what_is_said(capsys, place):

@@ -57,6 +57,8 @@ def command(
             say.stream(json.dumps(answer))
     if say.json:
         say.result({"answers": found})
+    if not read:
+        say.note("No text was given.")
     if empty:
         say.note(f"{empty} of {read} texts are empty; they are answered like any other.")
 
