@@ -33,6 +33,7 @@ from lissom.files import write_json, write_sentence
 from lissom.nn import Int8Embedding, Int8Linear
 from lissom.nn.levels import ATTENTION
 from lissom.nn.low_bit import unpack
+from lissom.nn.shared import once
 from lissom.store.config import first_line
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def check_generates(model: PreTrainedModel) -> None:
 
 
 def _check_size(model: PreTrainedModel) -> None:
-    tensors = {id(one): one for one in (*model.parameters(), *model.buffers())}.values()
+    tensors = once((*model.parameters(), *model.buffers()))
     size = sum(one.numel() * (4 if one.is_floating_point() else one.element_size()) for one in tensors)
     if size >= _LARGEST:
         raise LissomError(

@@ -29,6 +29,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lissom.anatomy import Anatomy, Slot
 from lissom.errors import LissomError
+from lissom.nn.shared import once
 from lissom.stats.batches import cut
 from lissom.stats.sensitivity import answers_of
 
@@ -44,10 +45,7 @@ Weights = Mapping[str, Sequence[nn.Parameter]]
 def block_weights(anatomy: Anatomy) -> dict[str, list[nn.Parameter]]:
     """Path of each block -> the matrices of its linear maps, each once. Packed maps have none."""
     blocks = [block for stack in anatomy.stacks for block in stack.blocks]
-    return {
-        block.path: list({id(one): one for slot in block.slots() for one in _matrices(slot.module)}.values())
-        for block in blocks
-    }
+    return {block.path: once(one for slot in block.slots() for one in _matrices(slot.module)) for block in blocks}
 
 
 def _matrices(module: nn.Module) -> Iterator[nn.Parameter]:

@@ -14,6 +14,7 @@ from lissom.anatomy import sentence_of
 from lissom.edits import Record
 from lissom.errors import LissomError
 from lissom.files import digests, new_folder, write_json, write_sentence, write_text
+from lissom.nn.shared import Place, place_of
 from lissom.store.classes import OURS, model_class
 from lissom.store.config import METHOD
 from lissom.store.record import record_to_json
@@ -110,16 +111,12 @@ def _ties_from_record(model: PreTrainedModel, record: Record) -> dict[str, str]:
     return ties
 
 
-def _identity(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
-
-
 def _untied(model: PreTrainedModel, ties: Mapping[str, str]) -> list[str]:
     """The first names that are one and the same tensor in the model and would not be after loading; or none."""
-    groups: dict[tuple[Any, ...], list[str]] = {}
+    groups: dict[Place, list[str]] = {}
     for name, tensor in model.state_dict().items():
         if tensor.numel():
-            groups.setdefault(_identity(tensor), []).append(name)
+            groups.setdefault(place_of(tensor), []).append(name)
     left = ([name for name in names if name not in ties] for names in groups.values())
     return next((names for names in left if len(names) > 1), [])
 
@@ -131,7 +128,7 @@ def write_weights(state: Mapping[str, Tensor], path: Path, ties: Mapping[str, st
     kept: dict[str, Tensor] = {}
     for name, tensor in state.items():
         source = ties.get(name)
-        if source is None or _identity(tensor) != _identity(state[source]):
+        if source is None or place_of(tensor) != place_of(state[source]):
             kept[name] = tensor.detach().cpu()
     seen: set[int] = set()
     for name, tensor in kept.items():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lissom.anatomy import dissect, is_transposed, stored_maps
 from lissom.errors import LissomError, UnsupportedFamily
+from lissom.nn.shared import Place, place_of
 from lissom.nn.sparse import StoredSparse, pack_zeros
 
 if TYPE_CHECKING:
@@ -58,10 +59,10 @@ def without_zeros(
     state: Mapping[str, Tensor], ties: Mapping[str, str], maps: Mapping[str, int]
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and ties of a file. maps: from `sparse_maps`, whose weights `state` holds."""
-    packed, tied, made = dict(state), dict(ties), dict[int, tuple[Tensor, Tensor]]()
+    packed, tied, made = dict(state), dict(ties), dict[Place, tuple[Tensor, Tensor]]()
     for path in maps:
         name, mask = f"{path}.weight", f"{path}.weight_mask"
-        key = state[name].data_ptr()
+        key = place_of(state[name])
         if key not in made:
             made[key] = pack_zeros(state[name])
         packed[mask], packed[name] = made[key]

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from lissom.errors import LissomError
 from lissom.files import digests, read_json, read_safetensors, write_json
+from lissom.nn.shared import Place, place_of
 
 SEAL = "sealed.json"
 _NAME = re.compile(r"checkpoint-(\d{1,12})")
@@ -83,12 +84,12 @@ def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def weights(model: nn.Module) -> dict[str, Tensor]:
     """The tensors of the state of `model`, not copied; one that has several names under its first."""
     found: dict[str, Tensor] = {}
-    seen: set[tuple[int, torch.Size, tuple[int, ...]]] = set()
+    seen: set[Place] = set()
     for name, tensor in model.state_dict().items():
-        place = (tensor.data_ptr(), tensor.shape, tensor.stride())
-        if tensor.numel() and place in seen:
+        where = place_of(tensor)
+        if tensor.numel() and where in seen:
             continue
-        seen.add(place)
+        seen.add(where)
         found[name] = tensor
     return found
 

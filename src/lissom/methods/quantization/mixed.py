@@ -33,6 +33,7 @@ from lissom.methods.quantization.hqq import Hqq
 from lissom.methods.quantization.maps import Skip, check_skip, check_unpacked, unpacked_maps
 from lissom.methods.quantization.rtn import Rtn
 from lissom.nn.grouped import groups_of, restore
+from lissom.nn.shared import once
 from lissom.stats.blocks import walk
 from lissom.stats.curvature import answer_weights, block_weights, omegas
 from lissom.stats.hessian import hessians_of
@@ -184,8 +185,8 @@ class Mixed(Method):
         weights = sum(slot.weight.numel() for slot in maps)
         if self.size_mb is None:
             return int(self.bits * weights + 1e-6)
-        every = {id(one): one.nbytes for one in editor.model.state_dict(keep_vars=True).values()}
-        rest = sum(every.values()) - sum(4 * slot.weight.numel() for slot in maps)
+        every = once(editor.model.state_dict(keep_vars=True).values())
+        rest = sum(one.nbytes for one in every) - sum(4 * slot.weight.numel() for slot in maps)
         scales = sum(slot.out_features * (4 * groups_of(slot.in_features, self.group) + 1) for slot in maps)
         return int(8 * (self.size_mb * _MB - rest - scales))  # a row of codes ends with a whole byte
 

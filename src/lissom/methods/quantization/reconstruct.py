@@ -34,6 +34,7 @@ from lissom.methods.quantization.maps import unpacked_maps
 from lissom.nn.fake_quant import LARGEST, FakeWeight, LearnedFakeWeight, quantize, rounded_input
 from lissom.nn.int8 import usable
 from lissom.nn.low_bit import pack_codes
+from lissom.nn.shared import once
 from lissom.stats.finite import finite_weight
 from lissom.stats.spans import Call, Span, calls, spans
 from lissom.train.during.weights import original, transform, untransform
@@ -213,7 +214,7 @@ class _Row:
 
         Returns the mean error over all calls before and after.
         """
-        parameters = list({id(one): one for one in self._parameters()}.values())
+        parameters = once(self._parameters())
         frozen = [one for one in parameters if not one.requires_grad]
         kept = [one.detach().clone() for one in parameters]
         before = self._error(here, wanted)

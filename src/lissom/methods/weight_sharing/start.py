@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from lissom import edits
 from lissom.anatomy import Stack, dissect
 from lissom.nn import LoraLinear
+from lissom.nn.shared import once
 from lissom.stats.batches import cut
 from lissom.stats.sensitivity import answers_of, moved
 from lissom.stats.spans import Call, Span, calls
@@ -188,15 +189,9 @@ class Fit:
     def _shared(self, members: Sequence[int]) -> list[nn.Parameter]:
         """The parameters that layers of the set have in common."""
         stack = dissect(self.model).stack(self.edit.stack)
-        seen = [
-            one
-            for layer in members
-            for one in {
-                id(one): one for one in self.model.get_submodule(stack.blocks[layer].path).parameters()
-            }.values()
-        ]
+        seen = [one for layer in members for one in self.model.get_submodule(stack.blocks[layer].path).parameters()]
         times = {id(one): sum(other is one for other in seen) for one in seen}
-        return list({id(one): one for one in seen if times[id(one)] > 1}.values())
+        return once(one for one in seen if times[id(one)] > 1)
 
     def _error(self, uses: Sequence[_Use]) -> float:
         with torch.no_grad():
