@@ -373,3 +373,11 @@ def test_names_of_methods_stand_apart_from_what_is_said(capsys, place):
     told = [line for line in lines.splitlines() if line.startswith(("factorize_vocabulary", "svd"))]
     assert len({line.index("yes") for line in told}) == 1
     assert all(line.split()[1] == "yes" for line in told)
+
+
+def test_a_device_that_is_not_there_is_named(capsys, place, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    arguments = [*recipe_and_data(place), "--out", place / "none", "--device", "cuda"]
+    code, document, _ = call(capsys, "compress", place / "model", *arguments)
+    assert (code, document["code"]) == (7, "LSM-732")
+    assert not (place / "none").exists()

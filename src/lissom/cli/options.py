@@ -47,7 +47,10 @@ def out(what: str) -> Callable[[_Command], _Command]:
 
 
 def prepared(name: str, count: int | None) -> str:
-    """The device that `--device` means, with torch set to `--threads`, and to one of several devices by `torchrun`."""
+    """The device that `--device` means, with torch set to `--threads`, and to one of several devices by `torchrun`.
+
+    Raises LSM-732 for cuda where torch finds none.
+    """
     import torch
 
     from lissom.runtime import best_device
@@ -55,6 +58,8 @@ def prepared(name: str, count: int | None) -> str:
     if count is not None:
         torch.set_num_threads(count)
     found = best_device() if name == "auto" else name
+    if found == "cuda" and not torch.cuda.is_available():
+        raise LissomError(732, "torch finds no CUDA device here", remedy="Take --device cpu, or a torch built for it.")
     if found == "cuda" and "LOCAL_RANK" in os.environ:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     return found
