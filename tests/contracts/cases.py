@@ -52,6 +52,11 @@ def _case(variant: str, head: str = "AutoModel", **changes: object) -> Case:
     return Case(variant, head, tuple(changes.items()))
 
 
+ENCODERS = (
+    *("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "albert", "mpnet"),
+    *("deberta-v2", "deberta-v3", "modernbert"),
+)
+"""Variants that are one encoder."""
 HEADS = tuple(Case(variant, head) for variant in tiny.CONFIGS for head in tiny.heads(variant))
 """Every variant with every head."""
 

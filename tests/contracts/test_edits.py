@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from lissom.anatomy import Anatomy, dense_weight, dissect, residual, vocabulary
 from lissom.edits import (
     EDITS,
+    AddExits,
     AddLora,
     DropMeans,
     Edit,
@@ -41,6 +42,7 @@ from lissom.edits import (
     Palette,
     Record,
     ScaleInputs,
+    SetExits,
     ShareLayers,
     ShareStacks,
     TensorTrain,
@@ -56,7 +58,7 @@ from lissom.nn.mixed_bits import pack_runs
 from lissom.nn.palette import pack_indices
 from lissom.nn.split import split
 from tests import tiny
-from tests.contracts.cases import BARE, Case
+from tests.contracts.cases import BARE, ENCODERS, Case
 
 Filled = tuple[Edit, dict[str, Tensor]]
 WHOLE = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
@@ -318,6 +320,15 @@ def pack_cache(anatomy: Anatomy) -> list[Filled]:
     return [(PackCache(bits=4, group=16, residual=8), {})]
 
 
+def add_exits(anatomy: Anatomy) -> list[Filled]:
+    """After the first and the second layer."""
+    return [(AddExits(layers=(1, 2), head="pooled", reads="mean", judge=True), {})]
+
+
+def set_exits(anatomy: Anatomy) -> list[Filled]:
+    return [(SetExits(rule="confidence", points={"few": (0.5, 0.6), "many": (0.4, 0.35)}, use="many"), {})]
+
+
 MAKERS: dict[str, Callable[[Anatomy], list[Filled]]] = {
     "KeepLayers": keep_layers,
     "ShareLayers": share_layers,
@@ -347,14 +358,18 @@ MAKERS: dict[str, Callable[[Anatomy], list[Filled]]] = {
     "Palette": palette,
     "PackInteger": pack_integer,
     "PackCache": pack_cache,
+    "AddExits": add_exits,
+    "SetExits": set_exits,
 }
+BEFORE = {"SetExits": ("AddExits",)}
+"""What a kind of edit needs in the model."""
 ORDER = ("KeepLayers", "KeepHeads", "KeepNeurons", "Factorize", "Pack")
 
 
 def edit(model: PreTrainedModel, *kinds: str) -> Editor:
     """Apply these kinds of edits in turn, each made for the model as it then is."""
     editor = Editor(model)
-    for kind in kinds:
+    for kind in (one for each in kinds for one in (*BEFORE.get(each, ()), each)):
         for one, tensors in MAKERS[kind](editor.anatomy()):
             editor.apply(one, tensors)
     return editor
@@ -384,6 +399,8 @@ def cut_cases(kind: str) -> tuple[Case, ...]:
         return tuple(case for case in BARE if len(dissect(case.model()).stacks) > 1)
     if kind == "PackInteger":
         return tuple(case for case in BARE if case.variant in WHOLE and not dict(case.changes).get("is_decoder"))
+    if kind in {"AddExits", "SetExits"}:  # encoders with one answer to a whole text
+        return tuple(Case(variant, "AutoModelForSequenceClassification") for variant in ENCODERS)
     if kind in {"FactorizeTable", "TensorTrain"}:  # those of BART multiply as well
         return tuple(case for case in BARE if case.variant != "bart")
     return ALL_CUT if kind == "KeepLayers" else BARE

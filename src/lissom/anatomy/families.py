@@ -56,6 +56,8 @@ class StackRecord:
     depth_scaled: config switch under which a layer's arithmetic depends on its number.
     gives: what a block gives after the hidden states, by the argument in which the next block takes it, "" for what no
         block takes; None where it gives the states alone and no tuple.
+    per_row: arguments of a block, besides the hidden states, that hold something for each text of the batch; () where a
+        text cannot leave before the last layer, because later layers or other stacks need it.
     ffn: alternatives; the first whose parts all exist is taken.
     ffn_width: attributes, relative to the block, that hold the number of neurons.
     """
@@ -73,6 +75,7 @@ class StackRecord:
     first_only: tuple[str, str] | None = None
     depth_scaled: str = ""
     gives: tuple[str, ...] | None = None
+    per_row: tuple[str, ...] = ()
     ffn_width: tuple[str, ...] = ()
 
 
@@ -120,6 +123,7 @@ _BERT = Family(
             attention=_bert_attention("attention"),
             cross=_bert_attention("crossattention"),
             ffn=(_BERT_FFN,),
+            per_row=("attention_mask",),
         ),
     ),
     integer=True,
@@ -146,6 +150,7 @@ _DISTILBERT = Family(
             depth_key="n_layers",
             heads_key="n_heads",
             width_key="hidden_dim",
+            per_row=("attention_mask",),
         ),
     ),
 )
@@ -169,6 +174,7 @@ _ALBERT = Family(
             ),
             ffn=(FfnRecord(up="ffn", down="ffn_output"),),
             repeats=True,
+            per_row=("attention_mask",),
         ),
     ),
 )
@@ -194,6 +200,7 @@ _MPNET = Family(
             ),
             ffn=(_BERT_FFN,),
             gives=(),
+            per_row=("attention_mask", "position_bias"),
         ),
     ),
     ignored=(_HEAD_BIAS,),
@@ -219,6 +226,7 @@ _DEBERTA = Family(
             ),
             ffn=(_BERT_FFN,),
             gives=("",),
+            per_row=("attention_mask",),
         ),
     ),
     ignored=(("rel_embeddings", "read as a whole, not looked up"),),
@@ -234,6 +242,7 @@ _MODERNBERT = Family(
             blocks="layers",
             attention=AttentionRecord(path="attn", q="Wqkv[0/3]", k="Wqkv[1/3]", v="Wqkv[2/3]", o="attn.Wo"),
             ffn=(FfnRecord(gate="mlp.Wi[0/2]", up="mlp.Wi[1/2]", down="mlp.Wo"),),
+            per_row=("attention_mask",),
         ),
     ),
 )

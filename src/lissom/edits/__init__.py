@@ -12,6 +12,7 @@ from lissom.edits.cache import PackCache
 from lissom.edits.depth import KeepLayers, Parts, ShareLayers, check_depth, chosen, how_many, shared_paths
 from lissom.edits.edit import EDIT_MISFIT, Edit, Record
 from lissom.edits.editor import Editor
+from lissom.edits.exits import AddExits, SetExits, exit_stack, exits_of, rule_misfit
 from lissom.edits.grouped import PackGroups
 from lissom.edits.hidden import KeepHidden
 from lissom.edits.input_groups import PackInputGroups
@@ -40,6 +41,7 @@ EDITS: dict[str, type[Edit]] = {
         *(Factorize, FactorizeTable, TensorTrain, Kronecker, MultiplyOut, ScaleInputs, AddLora),
         *(Pack, PackBits, PackBinary, PackRows, PackGroups, PackSplit, PackInputGroups, Palette),
         *(LevelAttention, PackInteger, PackCache),
+        *(AddExits, SetExits),
     )
 }
 """Name in a stored record -> class. All kinds of structural change there are."""
@@ -68,6 +70,7 @@ def edit_from_json(value: Any) -> Edit:
 __all__ = [
     "EDITS",
     "EDIT_MISFIT",
+    "AddExits",
     "AddLora",
     "DropMeans",
     "Edit",
@@ -96,6 +99,7 @@ __all__ = [
     "Parts",
     "Record",
     "ScaleInputs",
+    "SetExits",
     "ShareLayers",
     "ShareStacks",
     "TensorTrain",
@@ -103,7 +107,10 @@ __all__ = [
     "check_depth",
     "chosen",
     "edit_from_json",
+    "exit_stack",
+    "exits_of",
     "how_many",
+    "rule_misfit",
     "shared_paths",
     "tied_paths",
 ]

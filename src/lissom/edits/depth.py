@@ -85,6 +85,9 @@ def _move(old: nn.Module, new: nn.Module, path: str, flag: str) -> None:
 def check_depth(model: nn.Module, stack: Stack, keep: tuple[int, ...]) -> None:
     """Raise LSM-451 unless `model` can do with the layers `keep` of `stack` alone."""
     check_ascending(keep, len(stack.order), f"layers of {stack.path}")
+    if hasattr(model, "exits"):
+        cause = "texts leave this model after certain layers, so none can be dropped"
+        raise LissomError(EDIT_MISFIT, cause, place=stack.path, remedy="Drop layers first, then add exits.")
     record = stack_record(model, stack.name)
     if record.repeats and len(stack.blocks) != 1:
         raise LissomError(
