@@ -51,6 +51,7 @@ SHARED = {
     734: "a tokenizer without a fast version",
     735: "the graph is not there, or reads too much",
     737: "the model predicts no tokens of running text",
+    741: "a kind of model that the target cannot hold",
     801: "the data is not there or is no data",
     809: "no rows",
     813: "labels that are no classes",
@@ -63,6 +64,7 @@ SHARED = {
     853: "there is no running text to predict",
     901: "NaN or infinity in weights or answers",
     902: "a loss that is not finite",
+    911: "the graph answers otherwise than torch",
     912: "an axis is fixed or a shape does not run",
     913: "an output is missing or of another shape",
 }

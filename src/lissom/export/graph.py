@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import onnx
 import onnx_ir as ir
 import torch
-from onnx import helper
+from onnx import helper, numpy_helper
 from onnx_ir.passes import common as common_passes
 from onnxscript import opset20 as op
 from onnxscript import optimizer
 from onnxscript.values import Op, Opset
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 _ANY = 2**31  # no limit: the whole graph is smaller
 OPSET = 20  # the first with Gelu; every ONNX Runtime since 1.17 reads it
@@ -175,6 +175,17 @@ def polish(model: ir.Model) -> bytes:
     _strip(model)
     model.producer_name, model.producer_version = "lissom", None
     data: bytes = ir.to_proto(model).SerializeToString()
+    return data
+
+
+def with_defaults(file: bytes, settings: Mapping[str, torch.Tensor]) -> bytes:
+    """The same graph, in which a caller may leave out the inputs `settings`: each then has the value given here."""
+    if not settings:
+        return file
+    model = onnx.load_from_string(file)
+    for name, value in settings.items():
+        model.graph.initializer.append(numpy_helper.from_array(value.numpy(), name))
+    data: bytes = model.SerializeToString()
     return data
 
 

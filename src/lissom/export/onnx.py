@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from lissom.anatomy import positions, sentence_of
 from lissom.errors import LissomError
-from lissom.export import graph, parity
+from lissom.export import exits, graph, parity
 from lissom.export.grouped import IN_GRAPHS, to_blocks
 from lissom.files import write_json, write_sentence
 from lissom.nn import Int8Embedding, Int8Linear
@@ -52,6 +52,7 @@ class Forward(nn.Module):
     """A transformers model as a plain function from the inputs, by position, to a tuple of its answers.
 
     inputs, outputs: their names, in order.
+    settings: further arguments that a graph takes and a caller may leave out, with what they are then.
     """
 
     def __init__(self, model: PreTrainedModel, inputs: tuple[str, ...]) -> None:
@@ -59,12 +60,17 @@ class Forward(nn.Module):
         self.model = model
         self.inputs = inputs
         self.outputs: tuple[str, ...] = ()
+        self.settings = exits.settings(model)
         cached = "use_cache" in inspect.signature(model.forward).parameters
         self._options = {"use_cache": False} if cached else {}
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """tensors: int64 (batch, sequence) each, in the order of `inputs`. Returns those of `outputs`."""
-        found = self.model(**dict(zip(self.inputs, tensors, strict=True)), **self._options, return_dict=True)
+        """tensors: int64 (batch, sequence) each, in the order of `inputs`; then `settings`, if they are given.
+
+        Returns those of `outputs`.
+        """
+        named = dict(zip((*self.inputs, *self.settings), tensors, strict=False))
+        found = self.model(**named, **self._options, return_dict=True)
         return tuple(found[name] for name in self.outputs)
 
     def name_outputs(self, batch: dict[str, Tensor]) -> None:
@@ -76,6 +82,7 @@ class Forward(nn.Module):
             cause = f"{name} does not answer {' and '.join(self.inputs)} alone ({first_line(error)})"
             raise LissomError(741, cause, remedy=_OTHER_HEAD) from error
         self.outputs = next((names for names in _ANSWERS if found.keys() >= set(names)), ())
+        self.outputs += exits.OUTPUTS if self.outputs and self.settings else ()
         if not self.outputs:
             cause = f"{name} answers {', '.join(found.keys())}, and no runner reads those"
             raise LissomError(741, cause, remedy=_OTHER_HEAD)
@@ -105,7 +112,10 @@ def write(
     path = folder / "onnx" / ("model_quantized.onnx" if packed else "model.onnx")
     path.parent.mkdir()
     path.write_bytes(_graph(program, forward))
-    figures = parity.check(path, forward, samples, shipped=None if ship is None else ship(path))
+    shipped = None if ship is None else ship(path)
+    figures = parity.check(path, exits.whole(forward), samples, shipped=shipped)
+    if forward.settings:
+        figures["exits"] = exits.check(shipped or parity.Graph(path, f"onnx/{path.name}"), path, forward, samples)
     _write_config(model, folder, packed=packed)
     if hasattr(model.config, "_sentence"):
         write_sentence(sentence_of(model), folder, model.config.get_text_config().hidden_size)
@@ -114,6 +124,7 @@ def write(
         made.model_max_length = min(tokenizer.model_max_length, positions(model) or tokenizer.model_max_length)
         made.save_pretrained(folder)
     about = {"opset": graph.OPSET, "inputs": forward.inputs, "outputs": forward.outputs, "parity": figures}
+    about |= exits.about(work)
     return {**about, "notes": notes} if notes else about
 
 
@@ -192,8 +203,8 @@ def _trace(forward: Forward) -> torch.export.ExportedProgram:
         with _quietly(), torch.no_grad():
             return torch.export.export(
                 forward,
-                tuple(batch[name] for name in forward.inputs),
-                dynamic_shapes=((free,) * len(forward.inputs),),
+                (*(batch[name] for name in forward.inputs), *forward.settings.values()),
+                dynamic_shapes=((*(free,) * len(forward.inputs), *(None,) * len(forward.settings)),),
                 strict=False,
             )
     except Exception as error:
@@ -206,7 +217,7 @@ def _graph(program: torch.export.ExportedProgram, forward: Forward) -> bytes:
         with _quietly(), torch.no_grad():
             made = torch.onnx.export(
                 program,
-                input_names=list(forward.inputs),
+                input_names=[*forward.inputs, *forward.settings],
                 output_names=list(forward.outputs),
                 opset_version=graph.OPSET,
                 custom_translation_table=graph.translations(),
@@ -216,7 +227,7 @@ def _graph(program: torch.export.ExportedProgram, forward: Forward) -> bytes:
             )
     except Exception as error:
         raise _untraceable(forward, error) from error
-    return graph.polish(made.model)  # type: ignore[union-attr]
+    return graph.with_defaults(graph.polish(made.model), forward.settings)  # type: ignore[union-attr]
 
 
 def _untraceable(forward: Forward, error: Exception) -> LissomError:

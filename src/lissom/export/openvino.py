@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lissom.errors import LissomError
-from lissom.export import onnx, parity
+from lissom.export import exits, onnx, parity
 from lissom.runtime import openvino as engine
 
 if TYPE_CHECKING:
@@ -81,6 +81,9 @@ def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, fol
     LSM-911 to 913 when the check fails.
     """
     engine.open_core()
+    if exits.settings(model):
+        cause = f"texts leave this {type(model).__name__} early, by thresholds that OpenVINO would not let a caller set"
+        raise LissomError(741, cause, remedy="Export it to onnx.")
     notes: list[str] = []
 
     def ship(path: Path) -> parity.Graph:

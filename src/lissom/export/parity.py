@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 ABSOLUTE, RELATIVE = 1e-4, 1e-3
 NOISE = 2.0  # times; independent noise of the same size in both would give 1.4
 _SHAPES = ((1, 1), (1, 7), (3, 16), (8, 128))
-_REMEDY = "Nothing was written. Please report the model type and these numbers."
+REMEDY = "Nothing was written. Please report the model type and these numbers."
 
 Answers: TypeAlias = "list[NDArray[np.float32]]"
 
@@ -103,14 +103,19 @@ class Graph:
 
         session = open_session(self.file, threads=torch.get_num_threads())
         self._check_axes(session, forward)
+        chosen = {name: one.numpy() for name, one in forward.settings.items()}
         made = []
         for one in given:
             try:
-                made.append(session.run(list(forward.outputs), {name: one[name].numpy() for name in forward.inputs}))
+                made.append(
+                    session.run(
+                        list(forward.outputs), {**{name: one[name].numpy() for name in forward.inputs}, **chosen}
+                    )
+                )
             except Exception as error:
                 shape = tuple(one["input_ids"].shape)
                 cause = f"the graph does not run at (batch, sequence) = {shape}: {' '.join(str(error).split())[:200]}"
-                raise LissomError(912, cause, place=self.place, remedy=_REMEDY) from error
+                raise LissomError(912, cause, place=self.place, remedy=REMEDY) from error
         return made
 
     def _check_axes(self, session: Any, forward: Forward) -> None:
@@ -118,17 +123,17 @@ class Graph:
         missing = [name for name in forward.outputs if name not in outputs]
         if missing:
             cause = f"the graph has no output {missing[0]}, but {', '.join(outputs)}"
-            raise LissomError(913, cause, place=self.place, remedy=_REMEDY)
+            raise LissomError(913, cause, place=self.place, remedy=REMEDY)
         inputs = {value.name: value.shape for value in session.get_inputs()}
         for name in forward.inputs:
             shape = inputs.get(name, "left out")
             if shape != ["batch", "sequence"]:
                 cause = f"input {name} is {shape}, not (batch, sequence) with both free"
-                raise LissomError(912, cause, place=self.place, remedy=_REMEDY)
+                raise LissomError(912, cause, place=self.place, remedy=REMEDY)
         for name in forward.outputs:
             if not isinstance(outputs[name][0], str):
                 cause = f"output {name} is {outputs[name]}: its batch axis is fixed"
-                raise LissomError(912, cause, place=self.place, remedy=_REMEDY)
+                raise LissomError(912, cause, place=self.place, remedy=REMEDY)
 
 
 def check(
@@ -161,13 +166,13 @@ def compare(
     figures = {
         "reference": f"torch {torch.__version__}",
         "shapes": [list(one["input_ids"].shape) for one in given],
-        "largest_difference": _agree(theirs, ours, place, ABSOLUTE if bare is None else math.inf),
+        "largest_difference": agree(theirs, ours, place, ABSOLUTE if bare is None else math.inf),
         "cosine": _cosine(theirs, ours),
     }
     if bare is not None:
-        plain = _at_tokens(torch_answers(_unrounded(forward), given), given, "torch")
+        plain = _at_tokens(torch_answers(unrounded(forward), given), given, "torch")
         exact, where = _at_tokens(bare, given, place), f"{place} (activations unrounded)"
-        figures["unrounded_largest_difference"] = _agree(exact, plain, where, ABSOLUTE)
+        figures["unrounded_largest_difference"] = agree(exact, plain, where, ABSOLUTE)
         figures["rounding_noise"] = _noise(theirs, ours, plain, place)
     return figures
 
@@ -175,10 +180,11 @@ def compare(
 def torch_answers(forward: Forward, given: list[dict[str, Tensor]]) -> list[Answers]:
     """What a model in torch answers to each batch."""
     with torch.inference_mode():
-        return [[y.numpy() for y in forward(*(one[name] for name in forward.inputs))] for one in given]
+        chosen = forward.settings.values()
+        return [[y.numpy() for y in forward(*(one[name] for name in forward.inputs), *chosen)] for one in given]
 
 
-def _unrounded(forward: Forward) -> Forward:
+def unrounded(forward: Forward) -> Forward:
     """A copy whose int8 linear layers are float layers of the same weights."""
     made = copy.deepcopy(forward)
     new: dict[int, nn.Linear] = {}
@@ -216,12 +222,12 @@ def _at_tokens(answers: list[Answers], given: list[dict[str, Tensor]], place: st
     return made
 
 
-def _agree(theirs: Answers, ours: Answers, place: str, absolute: float) -> float:
+def agree(theirs: Answers, ours: Answers, place: str, absolute: float) -> float:
     """The largest difference. Raises LissomError LSM-911 for one over the tolerance, LSM-913 for another shape."""
     largest = 0.0
     for a, b in zip(theirs, ours, strict=True):
         if a.shape != b.shape:
-            raise LissomError(913, f"an answer has shape {a.shape}, torch gives {b.shape}", place=place, remedy=_REMEDY)
+            raise LissomError(913, f"an answer has shape {a.shape}, torch gives {b.shape}", place=place, remedy=REMEDY)
         difference = np.abs(a - b)
         over = difference - RELATIVE * np.abs(b)
         if over.size and over.max() > absolute:
@@ -229,7 +235,7 @@ def _agree(theirs: Answers, ours: Answers, place: str, absolute: float) -> float
             cause = (
                 f"it answers {a[at]:.6g} where torch answers {b[at]:.6g}, more than {ABSOLUTE} + {RELATIVE} of it apart"
             )
-            raise LissomError(911, cause, place=place, remedy=_REMEDY)
+            raise LissomError(911, cause, place=place, remedy=REMEDY)
         largest = max(largest, float(difference.max(initial=0)))
     return largest
 
@@ -249,5 +255,5 @@ def _noise(theirs: Answers, ours: Answers, plain: Answers, place: str) -> float:
     apart, rounding = float(np.linalg.norm(a - b)), float(np.linalg.norm(b - c))
     if apart > NOISE * rounding + ABSOLUTE * math.sqrt(a.size):
         cause = f"it differs from torch's int8 arithmetic by {apart:.3g}, and rounding itself changes {rounding:.3g}"
-        raise LissomError(911, cause, place=place, remedy=f"{_REMEDY} Without VNNI, int8 sums saturate on some CPUs.")
+        raise LissomError(911, cause, place=place, remedy=f"{REMEDY} Without VNNI, int8 sums saturate on some CPUs.")
     return apart / max(rounding, 1e-30)
