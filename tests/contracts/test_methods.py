@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 import lissom
 from lissom.data import load_data
-from lissom.edits import Editor
+from lissom.edits import AddExits, Editor
 from lissom.edits.cache_layer import PackedLayer
 from lissom.errors import LissomError
 from lissom.measure.size import in_memory, sparsity
@@ -26,6 +26,7 @@ from lissom.nn.palette import PaletteLinear
 from lissom.nn.split import SplitInt8Linear
 from lissom.recipe import Recipe, parameters
 from tests import tiny
+from tests.contracts.cases import ENCODERS
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "keep_layers": {"keep": 2},
@@ -63,10 +64,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "split_int8": {"threshold": 2.0},
     "integer": {},
     "kv_cache": {"group": 16, "residual": 8},
+    "add_exits": {},
+    "set_exits": {"threshold": 0.5},
 }
 ONLY = {
     "integer": ("bert", "roberta", "xlm-roberta", "camembert", "electra"),
     "share_stacks": ("t5", "t5-gated", "bart"),
+    **dict.fromkeys(("add_exits", "set_exits"), ENCODERS),
 }
 """Methods that work on these variants alone, and say so of any other."""
 PACKED: dict[str, type] = {
@@ -135,6 +139,8 @@ def test_every_method_is_held_to_the_contract():
 @pytest.mark.parametrize("name", OPTIONS)
 def test_contract(name: str, variant: str, tmp_path: Path):
     model = made(variant, name)
+    if name == "set_exits" and variant in ENCODERS:
+        Editor(model).apply(AddExits(layers=(1, 2)))
     if variant not in ONLY.get(name, tiny.CONFIGS):
         with pytest.raises(LissomError, match="LSM-715"):
             applied(name, model, tmp_path)
@@ -175,7 +181,10 @@ def reduced(name: str, variant: str, model: PreTrainedModel, result: PreTrainedM
     elif name == "tune":
         assert parameters(result) == parameters(model)
         assert not same(weights(result), weights(model))
-    elif name in ("kv_cache", "rewind"):
+    elif name == "add_exits":
+        assert parameters(result) > parameters(model)
+        assert [one for one in weights(result) if one.startswith("exits.")]
+    elif name in ("kv_cache", "rewind", "set_exits"):
         assert same(weights(result), weights(model))
         if name == "kv_cache" and variant in ("llama", "gpt2", "t5", "bart"):
             assert cached_bytes(result) < cached_bytes(model) / 2

@@ -21,6 +21,7 @@ import lissom
 from lissom.anatomy import Stack, dissect, stored_maps
 from lissom.compress import Result
 from lissom.data import load_data
+from lissom.edits import exits_of
 from lissom.measure.size import sparsity
 from lissom.methods import Method
 from lissom.methods.options import build, plain
@@ -34,6 +35,7 @@ from lissom.nn import (
     ThinEmbedding,
 )
 from lissom.nn.binary import BinaryLinear
+from lissom.nn.exit_rules import EVERYBODY
 from lissom.nn.grouped import GroupedLinear
 from lissom.nn.input_groups import InputGroupsLinear
 from lissom.nn.integer_layers import IntegerLinear
@@ -52,7 +54,8 @@ from tests import tiny
 READY = [entry["id"] for entry in catalogue() if entry["status"] == "ready"]
 GENERATE = {"sequence-kd", "gkd", "imitkd", "minillm", "distillm", "kivi", "lowrank-output"}
 """For models that go on with a text."""
-ENCODERS_ONLY = {"safe-embedding", "mixkd", "i-bert"}
+EXITS = {"branchynet", "shallow-deep", "dee-bert", "fastbert", "pabee", "pcee-bert", "berxit"}
+ENCODERS_ONLY = {"safe-embedding", "mixkd", "i-bert", *EXITS}
 DECODERS_ONLY = {"slicegpt"}
 """For models with norms before all that reads the hidden states."""
 ENCODER_DECODERS = {"dq-bart", "recurrent-stacking", "tied-transformer"}
@@ -75,6 +78,7 @@ LOSES = {
 }
 """What takes something away while it trains, so that the loss rises first: it has to fall from its peak."""
 TURNS = {
+    "berxit": "batches of the last layer and of all exits take turns",
     "annealing-kd": "its targets grow",
     "continuation-kd": "it goes from one loss to another",
     "gkd": "batches of the student's texts and of the data take turns",
@@ -423,6 +427,25 @@ def remembered(options: dict[str, Any], before: Stack, after: Stack, result: Res
         assert sum(states.nbytes for states in one.packed) < one.keys.nbytes / 2
 
 
+def headed(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:
+    exits = exits_of(result.model)
+    wanted = tuple(range(1, len(after.order))) if options["layers"] == "every" else tuple(options["layers"])
+    assert exits is not None
+    assert exits.layers == wanted
+    assert (exits.judge is not None) == options["judge"]
+
+
+def early(options: dict[str, Any], before: Stack, after: Stack, result: Result) -> None:
+    """Where thresholds let everybody leave, nobody goes beyond the first exit."""
+    exits, inputs = exits_of(result.model), tiny.batch(result.model)
+    assert exits is not None
+    assert exits.rule == options["rule"]
+    assert exits.use in exits.points
+    with torch.inference_mode():
+        said = result.model(**inputs, exit_thresholds=torch.full((len(exits.layers),), EVERYBODY))
+    assert set(said["exit_layer"].tolist()) == {exits.layers[0]}
+
+
 PROMISES = {
     "keep_layers": fewer_layers,
     "layer_drop": fewer_layers,
@@ -465,4 +488,6 @@ PROMISES = {
     "share_layers": tied,
     "share_stacks": both,
     "kv_cache": remembered,
+    "add_exits": headed,
+    "set_exits": early,
 }

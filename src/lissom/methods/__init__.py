@@ -47,6 +47,8 @@ _CLASSES = {
     "split_int8": "quantization.split_int8.SplitInt8",
     "integer": "quantization.integer.Integer",
     "kv_cache": "quantization.kv_cache.KvCache",
+    "add_exits": "early_exit.add_exits.AddExits",
+    "set_exits": "early_exit.set_exits.SetExits",
     "fresh_student": "distillation.fresh_student.FreshStudent",
     "bilstm_student": "distillation.bilstm_student.BilstmStudent",
     "tune": "distillation.tune.Tune",

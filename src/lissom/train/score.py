@@ -59,9 +59,7 @@ class Validation:
             kept = batch["labels"] != IGNORED
             answers.append(logits[kept] if logits.dim() == 3 else logits)
             labels.append(batch["labels"][kept])
-        found, wanted = torch.cat(answers).numpy(), torch.cat(labels).numpy()
-        guesses = found[:, 0] if self.metric in ("pearson", "spearman") else found.argmax(axis=-1)
-        return _SCORES[self.metric](guesses, wanted, self.outside)
+        return scored(self.metric, torch.cat(answers), torch.cat(labels), self.outside)
 
     def _answers(self, model: PreTrainedModel) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
         for batch in self._batches():
@@ -85,6 +83,16 @@ class Validation:
         order = sorted(range(len(self.rows)), key=lambda i: len(self.rows[i]["input_ids"]))
         for start in range(0, len(order), _ROWS):
             yield pad([self.rows[i] for i in order[start : start + _ROWS]], self.pad_id)
+
+
+def scored(metric: str, answers: Tensor, labels: Tensor, outside: int | None = None) -> float:
+    """The score of `answers` (rows, classes) by `labels` (rows,), higher is better. metric, outside: see `Validation`.
+
+    A metric that is none of accuracy, f1, mcc, pearson and spearman counts as accuracy.
+    """
+    found, wanted = answers.numpy(), labels.numpy()
+    guesses = found[:, 0] if metric in ("pearson", "spearman") else found.argmax(axis=-1)
+    return _SCORES.get(metric, _accuracy)(guesses, wanted, outside)
 
 
 def _accuracy(guesses: np.ndarray, wanted: np.ndarray, outside: int | None) -> float:

@@ -7,6 +7,7 @@ from lissom.train.objectives.base import Answers, Objective
 from lissom.train.objectives.contextual import Contextual
 from lissom.train.objectives.contrastive import Contrastive
 from lissom.train.objectives.embedding import Embedding
+from lissom.train.objectives.exits import ExitAnswers
 from lissom.train.objectives.hidden import Hidden
 from lissom.train.objectives.logits import Logits
 from lissom.train.objectives.mixup import Mixup
@@ -33,4 +34,5 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "mlm": MaskedTokens,
     "sequence": SequenceLevel,
     "on_policy": OnPolicy,
+    "exits": ExitAnswers,
 }

@@ -1,0 +1,1 @@
+"""Methods that answer some texts before the last layer."""
