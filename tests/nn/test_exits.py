@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import pytest
@@ -176,3 +177,29 @@ def test_an_answer_as_a_tuple() -> None:
     with torch.inference_mode():
         plain = model(**inputs, return_dict=False, exit_thresholds=torch.full((3,), EVERYBODY))
     assert torch.equal(plain[0], ask(model, inputs, EVERYBODY)["logits"])
+
+
+def test_threads_may_ask_one_model_at_once() -> None:
+    model = made()
+    inputs = [batch(model, 4, 7, seed) for seed in range(8)]
+    middle = float(scores(model, inputs[0]).median())
+    wanted = [ask(model, one, middle)["logits"] for one in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda one: ask(model, one, middle)["logits"], inputs * 5))
+    for one, other in zip(found, wanted * 5, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_call_that_fails_lets_the_next_thread_in() -> None:
+    model = made()
+    with pytest.raises(ValueError, match="too many values"):
+        ask(model, {"input_ids": torch.zeros(1, 2, 3, dtype=torch.int64)})
+    with ThreadPoolExecutor(1) as pool:
+        answered = pool.submit(ask, model, batch(model, 2, 5, 0)).result(timeout=60)
+    assert answered["logits"].shape == (2, 3)
+
+
+def test_texts_leave_under_autocast() -> None:
+    model, inputs = made(), batch(made(), 4, 7, 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ask(model, inputs, EVERYBODY)["exit_layer"].tolist() == [1] * 4

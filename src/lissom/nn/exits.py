@@ -9,8 +9,10 @@ rows go through all layers, and the answers are the same.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, cast
 
@@ -18,6 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from lissom.nn.exit_rules import NOBODY, RULES, Memory, Seen
+
+_CALL = threading.RLock()  # what a call has in hand is kept on the model, so two threads must not run it at once
 
 
 class ExitHead(nn.Module):
@@ -157,6 +161,7 @@ class Exits(nn.Module):
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Before the model: what kind of call this is."""
+        _CALL.acquire()
         thresholds = kwargs.pop("exit_thresholds", None)
         collect = model.training or self.collecting or kwargs.get("labels") is not None
         looked_at = collect or any(kwargs.get(name) for name in ("output_hidden_states", "output_attentions"))
@@ -169,6 +174,13 @@ class Exits(nn.Module):
 
     def _finish(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """After the model, also where it failed: put the early answers in their places."""
+        try:
+            return self._finished(output)
+        finally:
+            with contextlib.suppress(RuntimeError):  # the call failed before it came to `_begin`
+                _CALL.release()
+
+    def _finished(self, output: Any) -> Any:
         run, self._run = self._run, None
         for block, own in zip(self._blocks, self._own, strict=False):
             vars(block).pop("forward", None)
@@ -263,7 +275,7 @@ class Exits(nn.Module):
         rows, answers = cast("Tensor", run.rows), cast("Tensor", run.answers)
         layers, thresholds = cast("Tensor", run.layers), cast("Tensor", run.thresholds)
         state = self._state(run, hidden)
-        logits = self.answer(number, state)
+        logits = self.answer(number, state).to(answers.dtype)  # autocast gives them in fewer bits than states
         score, run.memory = self._score(number, state, logits, run.memory)
         sure = score >= thresholds[number]
         if not run.leaving:
