@@ -67,7 +67,7 @@ def channel_activation(model: nn.Module, stacks: tuple[Stack, ...], batches: Bat
         sums.add_(x.detach().double().flatten(0, -2).square().sum(dim=0).cpu())
         seen += x.shape[:-1].numel()
 
-    with contextlib.ExitStack() as hooks, torch.inference_mode():
+    with contextlib.ExitStack() as hooks, torch.no_grad():
         for slot in slots:
             hooks.callback(slot.watch(add).remove)
         model.eval()
@@ -101,7 +101,7 @@ def branch_norms(model: nn.Module, stacks: tuple[Stack, ...], batches: Batches) 
 
         return look
 
-    with contextlib.ExitStack() as hooks, torch.inference_mode():
+    with contextlib.ExitStack() as hooks, torch.no_grad():
         for block in (block for stack in stacks for block in stack.blocks):
             module = model.get_submodule(block.path)
             hooks.callback(module.register_forward_pre_hook(enter(block.path), with_kwargs=True).remove)
@@ -257,7 +257,7 @@ def block_influence(model: nn.Module, stack: Stack, batches: Batches) -> Tensor:
     model.eval()
     for batch in batches:
         states: list[tuple[Tensor, Tensor]] = []
-        with torch.inference_mode(), contextlib.ExitStack() as hooks:
+        with torch.no_grad(), contextlib.ExitStack() as hooks:
             for block in stack.blocks:
                 hooks.callback(model.get_submodule(block.path).register_forward_hook(_in_and_out(states)).remove)
             model(**batch)

@@ -111,7 +111,7 @@ def sensitivity(
     training = model.training
     model.train(False)
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             pieces = list(_pieces(batches))
             for number, batch in enumerate(pieces):
                 reference = _watched(model, batch, slots, noise, bits)

@@ -130,7 +130,7 @@ def _race(model: PreTrainedModel, cut: PreTrainedModel, tokens: int, rounds: int
 
 def _seconds(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> float:
     began = time.perf_counter()
-    with torch.inference_mode():
+    with torch.no_grad():
         model(**batch)
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)

@@ -227,7 +227,7 @@ def _packed(editor: Editor, given: Given, step: Int8) -> PreTrainedModel:
 def _agreement(one: PreTrainedModel, other: PreTrainedModel, batches: list[dict[str, Tensor]]) -> float:
     """Share of the answers for which two models have the same largest logit."""
     same, count = 0, 0
-    with torch.inference_mode():
+    with torch.no_grad():
         for batch in batches:
             for first, second in zip(answers_of(one, batch).values(), answers_of(other, batch).values(), strict=True):
                 same += int((first.argmax(-1) == second.argmax(-1)).sum())

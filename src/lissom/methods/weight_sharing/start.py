@@ -94,7 +94,7 @@ def best(
     training = model.training
     model.train(False)
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             for batch in cut(batches, _ROWS):
                 before = answers_of(model, batch)
                 for root, layer in trials:
