@@ -10,10 +10,11 @@ import torch
 
 import lissom
 from lissom.data import load_data
-from lissom.edits import Editor, ShareLayers
+from lissom.edits import AddExits, Editor, SetExits, ShareLayers
 from lissom.errors import LissomError
 from lissom.methods import Given
 from lissom.methods.pruning.prune_branches import PruneBranches, branches
+from lissom.nn.exit_rules import EVERYBODY
 from lissom.recipe import Recipe
 from lissom.stats.importance import branch_norms
 from tests import tiny
@@ -107,3 +108,19 @@ def test_what_it_cannot_do_it_says():
     editor.apply(ShareLayers(source=(0, 0, 2)))
     with pytest.raises(LissomError, match=r"LSM-715.*layers share this map"):
         PruneBranches().check(editor.anatomy(), texts())
+
+
+def test_one_block_for_all_layers_is_refused():
+    model = tiny.model("albert", HEAD)
+    with pytest.raises(LissomError, match="layers share") as error:
+        PruneBranches(ratio=0.25).check(Editor(model).anatomy(), texts())
+    assert error.value.code == "LSM-715"
+
+
+def test_texts_that_leave_early_do_not_hide_what_later_layers_add():
+    editor = Editor(tiny.model("bert", HEAD))
+    anatomy, given = editor.anatomy(), texts()
+    plain = branch_norms(editor.model, anatomy.stacks, given.calibration(editor.model, 12))
+    editor.apply(AddExits(layers=(1,)))
+    editor.apply(SetExits(rule="confidence", points={"all": (EVERYBODY,)}, use="all"))
+    assert branch_norms(editor.model, editor.anatomy().stacks, given.calibration(editor.model, 12)) == plain
