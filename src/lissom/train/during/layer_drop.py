@@ -75,7 +75,8 @@ class LayerDrop(During):
                 raise LissomError(318, error.cause, place="layer_drop.keep", remedy=error.remedy) from error
 
     def begin(self, editor: Editor, teacher: PreTrainedModel | None) -> Acting:
-        """Put a detour on each layer."""
+        """Put a detour on each layer. Raises as `check` does where a step before this one changed what can be kept."""
+        self.check(editor.anatomy(), teacher)
         return _Dropping(editor.model, self._stacks(editor.anatomy()), self)
 
     def _stacks(self, anatomy: Anatomy) -> tuple[Stack, ...]:
