@@ -101,7 +101,7 @@ def export(
     when the target cannot hold this model, LSM-738 or 739 when its engine is not installed, LSM-911 to 913 when the
     result does not answer as torch does.
     """
-    from lissom.edits import Record
+    from lissom.edits import PackCache, Record
     from lissom.files import digests, new_folder, write_json
     from lissom.store.zeros import sparse_maps
 
@@ -117,7 +117,7 @@ def export(
         about = TARGETS[target].write(model, tokenizer, made)
         if sparse_maps(model):
             about["notes"] = (*about.get("notes", ()), _ZEROS)
-        if any(edit.acts for edit in Record.of(model).edits):
+        if any(isinstance(edit, PackCache) for edit in Record.of(model).edits):
             about["notes"] = (*about.get("notes", ()), _CACHE)
         manifest = {"format": 1, "export": {"target": target, **about}, "files": digests(made)}
         write_json(made / "lissom.json", manifest)
