@@ -13,6 +13,7 @@ statistical test.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+_log = logging.getLogger("lissom")
 _ROWS = 64  # a forward
 _STEPS = 400  # thresholds that are tried at most
 _Share = Annotated[float, Field(gt=0, le=2)]
@@ -97,6 +99,11 @@ class SetExits(Method):
         editor.apply(self._edit(dict.fromkeys(self.keep, NOBODY), len(exits.layers), self.use))
         found = self._judge(editor, given)
         points = {name: one["threshold"] for name, one in found.items()}
+        for name, one in found.items():
+            if not one["met"]:
+                _log.warning(
+                    "the point %s keeps %.3f, not %s, even where nobody leaves", name, one["kept"], one["wish"]
+                )
         editor.apply(self._edit(points, len(exits.layers), self.use))
         return {"points": found}
 
@@ -116,14 +123,15 @@ class SetExits(Method):
         table = exit_table(editor.model, batches)
         metric = "" if given.data is None else given.data.task.metric
         reference = 1.0
-        if labels is not None and given.teacher is not None:
-            reference = scored(metric, _asked(given.teacher, batches), labels)
+        if labels is not None:  # without a teacher: what the last layer answers
+            whole = table.logits[-1] if given.teacher is None else _asked(given.teacher, batches)
+            reference = scored(metric, whole, labels)
         tried: list[dict[str, Any]] = []
         for threshold in self._candidates(table):
             left = table.leave(torch.full((len(table.scores),), threshold))
             answers = table.answers(left)
             quality = _alike(answers, table) if labels is None else scored(metric, answers, labels)
-            kept = quality / reference if reference else 0.0
+            kept = quality / reference if reference > 0 else 0.0  # a share of less than nothing means nothing
             tried.append({"threshold": threshold, "kept": kept, "layers": table.mean_layers(left)})
         return {name: _lowest(tried, wish) for name, wish in self.keep.items()}
 
