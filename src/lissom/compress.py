@@ -384,6 +384,7 @@ def _measured(
     }
     told = lambda what, done: report(what, 1 - _MEASURED * (1 - done))  # noqa: E731  named for what it is
     zeros = ("sparsity",) if (sparsity(subjects[COMPRESSED][0]).value or 0.0) >= SPARSE else ()
+    layers = ("exit_layers",) if runners[COMPRESSED].exits else ()
     alike: tuple[str, ...] = () if data.task.kind in UNCOMPARED else ("label_loyalty", "probability_loyalty")
     alike = ("cosine",) if data.task.kind == "embedding" else alike
     judged = (data.task.metric, "keep") if data.labelled(split) else (data.task.metric,)  # which says why it is not
@@ -392,7 +393,7 @@ def _measured(
         data,
         split=split,
         reference=reference,
-        metrics=(*judged, *alike, "size_mb", "parameters", *zeros, "flops"),
+        metrics=(*judged, *alike, "size_mb", "parameters", *zeros, *layers, "flops"),
         seed=given.seed,
         report=told,
     )

@@ -6,18 +6,20 @@ from functools import cache
 import pytest
 
 from lissom.data import Data, load_data
+from lissom.edits import AddExits, Editor, SetExits
 from lissom.measure import METRICS, Reading, Row, measure
 from lissom.runtime import OnnxRunner, TorchRunner
 from tests import tiny
 from tests.measure.fakes import reviews
 from tests.runtime import made
 
-UNITS = {"", "x", "MB", "numbers", "FLOP", "ms", "texts/s"}
+UNITS = {"", "x", "MB", "numbers", "layers", "FLOP", "ms", "texts/s"}
 TAKEN_BY = {
     "pearson": "regression",
     "spearman": "regression",
     "perplexity": "language_modelling",
     "cosine": "embedding",
+    "exit_layers": "early_exit",
 }
 
 
@@ -38,6 +40,10 @@ def _rows(kind: str) -> list[Row]:
     labels = {"num_labels": 1 if kind == "regression" else 2}
     deep = tiny.model(variant, head, num_hidden_layers=4, **labels)
     shallow = tiny.model(variant, head, num_hidden_layers=2, **labels)
+    if kind == "early_exit":
+        editor = Editor(shallow)
+        editor.apply(AddExits(layers=(1,)))
+        editor.apply(SetExits(rule="confidence", points={"one": (0.6,)}, use="one"))
     subjects = {name: TorchRunner(one, made.tokenizer()) for name, one in (("deep", deep), ("shallow", shallow))}
     names = [name for name in METRICS if name != "peak_memory_mb"]
     return measure(subjects, _data(kind), reference="deep", metrics=names, rounds=2, speed_texts=8)

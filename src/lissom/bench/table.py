@@ -40,6 +40,7 @@ LABELS = {
     "size_mb": "Size",
     "parameters": "Parameters",
     "sparsity": "Zero weights",
+    "exit_layers": "Layers a text",
     "flops": "FLOPs",
     "latency_ms_p50": "Latency p50",
     "latency_ms_p95": "Latency p95",
@@ -55,6 +56,7 @@ _ARROWS = {"higher": "↑", "lower": "↓", "none": ""}
 _WORDS = {  # above and below the reference; else more and less
     "size_mb": ("larger", "smaller"),
     "parameters": ("more", "fewer"),
+    "exit_layers": ("more", "fewer"),
     "flops": ("more", "fewer"),
     "latency_ms_p50": ("slower", "faster"),
     "latency_ms_p95": ("slower", "faster"),

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from lissom.errors import LissomError, UnsupportedFamily
+from lissom.measure.exits import thresholds, words
 from lissom.measure.reading import Reading, taken
 
 if TYPE_CHECKING:
@@ -23,8 +24,12 @@ if TYPE_CHECKING:
 AGREE = 0.02  # the two counts may differ by this share
 
 
-def flops(runner: Runner, texts: Sequence[Text]) -> Reading:
-    """Operations for one text of the median length of `texts` in this runner's tokens."""
+def flops(runner: Runner, texts: Sequence[Text], counts: Mapping[int, int] | None = None) -> Reading:
+    """Operations for one text of the median length of `texts` in this runner's tokens.
+
+    counts: where texts leave early, how many are answered after each number of layers (see `lissom.measure.exits`);
+    the operations of each such number are then averaged by it. Without it a text goes through all layers.
+    """
     model: Any = getattr(runner, "model", None)
     graph: Any = getattr(runner, "graph", None)
     if model is None and graph is None:
@@ -32,18 +37,35 @@ def flops(runner: Runner, texts: Sequence[Text]) -> Reading:
     if not texts:
         return taken("flops", None, "Not taken: there is no text to take a length from.")
     tokens = round(statistics.median(len(one.ids) for one in runner.encode(texts)))
-    if model is not None:
-        return model_flops(model, tokens)
+    if not counts:
+        return _operations(runner, tokens, None)
+    each = {layer: _operations(runner, tokens, layer) for layer in counts}
+    missing = next((one for one in each.values() if one.value is None), None)
+    if missing is not None:
+        return missing
+    total, longest = sum(counts.values()), max(counts)
+    mean = sum((each[layer].value or 0.0) * count for layer, count in counts.items()) / total
+    how = f"Mean by the layers after which texts are answered. {words(counts)} For a text answered after {longest}: "
+    return taken("flops", mean, how + each[longest].how, n=total)
+
+
+def _operations(runner: Any, tokens: int, leave: int | None) -> Reading:
+    """For a text of `tokens` tokens that is answered after `leave` layers, None for all."""
+    if getattr(runner, "model", None) is not None:
+        return model_flops(runner.model, tokens, leave)
     from lissom.measure.graph import graph_flops
 
-    return graph_flops(runner, graph, tokens)
+    return graph_flops(runner, runner.graph, tokens, leave)
 
 
-def model_flops(model: nn.Module, tokens: int) -> Reading:
-    """Operations for one text of `tokens` tokens. Works on an empty (meta) model, as `plan` has it."""
+def model_flops(model: nn.Module, tokens: int, leave: int | None = None) -> Reading:
+    """Operations for one text of `tokens` tokens. Works on an empty (meta) model, as `plan` has it.
+
+    leave: after how many layers the text is answered, of a model with exits; None for all of them.
+    """
     shape = f"one text of {tokens} tokens"
     try:
-        total, rest, linear = _run(model, tokens)
+        total, rest, linear = _run(model, tokens, leave)
     except (RuntimeError, TypeError, ValueError, NotImplementedError, LissomError) as error:
         first = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         return taken("flops", None, f"Not taken: the model does not run on input_ids of {shape} alone ({first}).")
@@ -51,7 +73,7 @@ def model_flops(model: nn.Module, tokens: int) -> Reading:
     how = f"Matrix products of {shape} (2 operations a multiply and add), counted by torch's formulas while it ran. "
     how += f"Not counted: {sum(rest.values())} calls of {len(rest)} other operators (most often {names}). "
     try:
-        analytic = linear + _attention(model, tokens)
+        analytic = linear + _attention(model, tokens, leave)
     except UnsupportedFamily:
         return taken("flops", total, how + "No second count: the family is not known.", n=1)
     apart = abs(total - analytic) / max(analytic, 1)
@@ -60,9 +82,11 @@ def model_flops(model: nn.Module, tokens: int) -> Reading:
     return taken("flops", total, how, n=1)
 
 
-def _run(model: nn.Module, tokens: int) -> tuple[int, Counter[str], int]:
+def _run(model: nn.Module, tokens: int, leave: int | None) -> tuple[int, Counter[str], int]:
     """Operations that torch has formulas for, calls of operators without one, and operations of linear modules."""
     import torch
+
+    from lissom.edits import exits_of
 
     device = next(iter(model.parameters()), torch.empty(0)).device
     seen, counted = _Linears(model), _counting()
@@ -71,10 +95,14 @@ def _run(model: nn.Module, tokens: int) -> tuple[int, Counter[str], int]:
         stack.callback(model.train, training)
         model.train(False)
         stack.callback(seen.stop)
-        stack.enter_context(torch.no_grad())
+        # rows leave in inference mode alone; a model without values cannot say which
+        stack.enter_context(torch.no_grad() if leave is None else torch.inference_mode())
         stack.enter_context(counted)
         ids = torch.ones((1, tokens), dtype=torch.int64, device=device)
-        model(input_ids=ids, attention_mask=ids)
+        exits, more = exits_of(model), {}
+        if leave is not None and exits is not None:
+            more["exit_thresholds"] = torch.from_numpy(thresholds(exits.layers, leave)).to(device)
+        model(input_ids=ids, attention_mask=ids, **more)
     return counted.total, counted.calls, seen.total
 
 
@@ -105,14 +133,14 @@ class _Linears:
             handle.remove()
 
 
-def _attention(model: nn.Module, tokens: int) -> int:
-    """Both products of every attention layer, in the order of execution."""
+def _attention(model: nn.Module, tokens: int, leave: int | None) -> int:
+    """Both products of every attention layer, in the order of execution, the first `leave` or all."""
     from lissom.anatomy import dissect
 
     total = 0
     for stack in dissect(model).stacks:
         blocks = {block.index: block for block in stack.blocks}
-        for number in stack.order:
+        for number in stack.order[:leave]:
             for attention in (blocks[number].attention, blocks[number].cross):
                 if attention is not None:
                     total += 4 * tokens * tokens * attention.heads * attention.head_dim

@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lissom.measure.exits import thresholds
 from lissom.measure.reading import Reading, taken
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
     from lissom.runtime import Runner
 
@@ -30,8 +33,11 @@ HEAVY = {"Conv", "ConvInteger", "QLinearConv", "Einsum", "GRU", "RNN", "If", "Lo
 _LIMIT = 1_500_000_000  # bytes; a graph travels to the engine as one message of at most 2 GB
 
 
-def graph_flops(runner: Runner, graph: Path, tokens: int) -> Reading:
-    """Operations for one text of `tokens` tokens, all equal; the graph as it is written, before the engine fuses it."""
+def graph_flops(runner: Runner, graph: Path, tokens: int, leave: int | None = None) -> Reading:
+    """Operations for one text of `tokens` tokens, all equal; the graph as it is written, before the engine fuses it.
+
+    leave: after how many layers the text is answered, of a graph with exits; None for what its default says.
+    """
     import onnx
 
     if sum(file.stat().st_size for file in runner.files) > _LIMIT:
@@ -42,7 +48,8 @@ def graph_flops(runner: Runner, graph: Path, tokens: int) -> Reading:
     if odd:
         return taken("flops", None, f"Not taken: no count for {', '.join(odd)} in {graph.name}.")
     products = [node for node in nodes if node.op_type in PRODUCTS]
-    shapes = _shapes(model, products, runner, tokens)
+    chosen = {} if leave is None else {"exit_thresholds": thresholds(runner.exits[:-1], leave)}
+    shapes = _shapes(model, products, tokens, chosen)
     total = sum(_operations(node, shapes) for node in products)
     how = f"{len(products)} matrix products of {graph.name} for one text of {tokens} tokens (2 operations a multiply "
     how += f"and add), by the shapes met while it ran. Not counted: {len(nodes) - len(products)} other nodes."
@@ -56,8 +63,10 @@ def _uncounted(node: Any) -> bool:
     return node.op_type in HEAVY or "Attention" in node.op_type or "MatMul" in node.op_type
 
 
-def _shapes(model: Any, products: list[Any], runner: Runner, tokens: int) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every matrix that goes into a product."""
+def _shapes(
+    model: Any, products: list[Any], tokens: int, chosen: dict[str, NDArray[np.float32]]
+) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every matrix that goes into a product. chosen: inputs that need not be given."""
     from onnx import helper
 
     from lissom.runtime.onnx import open_session
@@ -73,7 +82,7 @@ def _shapes(model: Any, products: list[Any], runner: Runner, tokens: int) -> dic
     feeds = {
         one.name: ones.astype(np.int32 if one.type == "tensor(int32)" else np.int64) for one in session.get_inputs()
     }
-    found = zip(asked, session.run(asked, feeds), strict=True)
+    found = zip(asked, session.run(asked, feeds | chosen), strict=True)
     return {**stored, **{name: np.shape(array) for name, array in found}}
 
 

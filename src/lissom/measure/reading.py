@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any, Literal
 
 Better = Literal["higher", "lower", "none"]
-Group = Literal["quality", "keep", "loyalty", "size", "flops", "speed", "speedup", "memory"]
+Group = Literal["quality", "keep", "loyalty", "size", "exits", "flops", "speed", "speedup", "memory"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,9 @@ METRICS: dict[str, Metric] = {
     "parameters": Metric(unit="numbers", better="lower", group="size", what="stored numbers, shared ones once"),
     "sparsity": Metric(
         unit="", better="none", group="size", what="share of zeros among the weights of the linear maps in the blocks"
+    ),
+    "exit_layers": Metric(
+        unit="layers", better="lower", group="exits", what="mean number of layers that are executed for a text"
     ),
     "flops": Metric(unit="FLOP", better="lower", group="flops", what="multiply and add operations for one text"),
     "latency_ms_p50": Metric(unit="ms", better="lower", group="speed", what="median time for one text alone"),

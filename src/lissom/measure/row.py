@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lissom.errors import LissomError, nearest
+from lissom.measure.exits import exit_layers, leaving
 from lissom.measure.flops import flops
 from lissom.measure.loyalty import UNCOMPARED, closeness, loyalty
 from lissom.measure.machine import machine, versions
@@ -88,8 +89,8 @@ def measure(
     run = _Run(subjects, data.task, rows, reference=reference, seed=seed, report=report)
     if groups & {"quality", "keep", "loyalty"}:
         run.answers(judge=bool(groups & {"quality", "keep"}), compare="loyalty" in groups)
-    if groups & {"size", "flops"}:
-        run.sizes(count_flops="flops" in groups)
+    if groups & {"size", "exits", "flops"}:
+        run.sizes(work=bool(groups & {"exits", "flops"}))
     if groups & {"speed", "speedup"}:
         run.speed(rounds, speed_texts)
     if "memory" in groups:
@@ -166,11 +167,13 @@ class _Run:
                 return taken("keep", None, how)
         return keep_reading(own, reference, self.seed)
 
-    def sizes(self, *, count_flops: bool) -> None:
-        """Bytes, parameters and operations."""
+    def sizes(self, *, work: bool) -> None:
+        """Bytes and parameters; if `work`, executed layers and operations, for which texts that leave early do so."""
         for name, runner in self.subjects.items():
             self.readings[name] += size(runner)
-            self.readings[name] += [flops(runner, self.texts)] if count_flops else []
+            if work:
+                counts = leaving(runner, self.texts)
+                self.readings[name] += [exit_layers(runner, counts, self.seed), flops(runner, self.texts, counts)]
 
     def speed(self, rounds: int, count: int) -> None:
         """Latency, throughput and speedup of all subjects in one interleaved race."""
@@ -229,7 +232,9 @@ def _wanted(
 
 
 def _idle(reading: Reading) -> bool:
-    """Whether nobody who did not ask for it misses it: the zeros of a model that is not sparse."""
+    """Whether nobody who did not ask for it misses it: zeros of a model that is not sparse, layers without exits."""
+    if reading.name == "exit_layers":
+        return reading.value is None
     return reading.name == "sparsity" and (reading.value is None or reading.value < SPARSE)
 
 

@@ -43,7 +43,7 @@ def open_tokenizer(folder: Path) -> Tokenizer | None:
 
 
 def read_about(folder: Path, *, max_length: int | None, width: Any, outputs: Set[str]) -> dict[str, Any]:
-    """`max_length`, `pad_id`, `labels`, `truncation_side` and `sentence` of a Runner, from the files beside the graph.
+    """What a Runner takes from the files beside the graph, `max_length` to `exits`, by the names of its arguments.
 
     width: the last axis of the graph's first answer.  outputs: names of all of them.
     Raises LissomError LSM-211 when more tokens are asked for than the model reads, 436 as `read_sentence`.
@@ -61,6 +61,7 @@ def read_about(folder: Path, *, max_length: int | None, width: Any, outputs: Set
         "pad_id": int(config.get("pad_token_id") or 0),
         "labels": _labels(config, width),
         "truncation_side": settings.get("truncation_side", "right"),
+        "exits": _exits(folder) if "exit_layer" in outputs else (),
     }
 
 
@@ -82,6 +83,19 @@ def answers(outputs: Arrays, batch: Arrays, sentence: Sentence | None) -> Arrays
     if name is not None and sentence is not None:
         return {"embeddings": embed(outputs[name].astype(np.float32), batch["attention_mask"], sentence)}
     return {name: array.astype(np.float32, copy=False) for name, array in outputs.items()}
+
+
+def _exits(folder: Path) -> tuple[int, ...]:
+    """The layers after which texts are answered, by what the exporter wrote; empty where it wrote nothing of use."""
+    path = folder / "lissom.json"
+    about: Any = read_json(path) if path.is_file() else {}
+    for name in ("export", "exits"):
+        about = about.get(name) if isinstance(about, dict) else None
+    if not isinstance(about, dict):
+        return ()
+    layers, depth = about.get("layers"), about.get("depth")
+    found = (*layers, depth) if isinstance(layers, list) else ()
+    return found if all(type(one) is int for one in found) else ()
 
 
 def _hidden(outputs: Set[str]) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -31,6 +31,7 @@ class Runner(ABC):
     files: the weight files that the engine reads; empty when the weights are only in memory.
     tokens_per_batch: the engine's default budget, padding included.
     sentence: how states become embeddings; None for a model with a head.
+    exits: after how many layers a text may be answered, the last being all of them; empty where none leaves early.
     """
 
     name: ClassVar[str]
@@ -48,8 +49,10 @@ class Runner(ABC):
         files: tuple[Path, ...],
         truncation_side: str = "right",
         sentence: Sentence | None = None,
+        exits: tuple[int, ...] = (),
     ) -> None:
         self.sentence = sentence
+        self.exits = exits
         self.max_length = max_length
         self.inputs = inputs
         self.pad_id = pad_id
@@ -68,7 +71,8 @@ class Runner(ABC):
         """One pass over padded arrays (rows, longest), int64.
 
         Returns float32 arrays under the names of the model's outputs: `logits` (rows, classes) or (rows, longest,
-        classes); `start_logits` and `end_logits` (rows, longest); or `embeddings` (rows, hidden).
+        classes); `start_logits` and `end_logits` (rows, longest); or `embeddings` (rows, hidden). Where texts leave
+        early also `exit_layer` (rows,), after how many layers each was answered.
         """
 
     def predict(self, texts: Sequence[Text], *, tokens_per_batch: int | None = None) -> NDArray[np.float32]:
@@ -84,9 +88,8 @@ class Runner(ABC):
             return np.zeros((0, len(self.labels)), dtype=np.float32)
         encodings = self.encode(texts)
         answers: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(texts)
-        budget = self.tokens_per_batch if tokens_per_batch is None else tokens_per_batch
-        for rows in token_batches([len(one.ids) for one in encodings], budget):
-            output = answer_of(self.forward(self.pad([encodings[row] for row in rows])))
+        for rows, outputs in self._passes(encodings, tokens_per_batch):
+            output = answer_of(outputs)
             for place, row in enumerate(rows):
                 text, answer = texts[row], output[place]
                 _check_finite(answer[: len(encodings[row].ids)] if answer.ndim > 1 else answer, row)
@@ -100,6 +103,18 @@ class Runner(ABC):
                 remedy="Give lists of words to a tagging model; measure a language model by its perplexity.",
             )
         return np.stack(answers)
+
+    def exit_layers(self, texts: Sequence[Text]) -> NDArray[np.int64]:
+        """After how many layers each text is answered, (texts,), in batches as `predict` makes them; needs `exits`."""
+        found = np.zeros(len(texts), np.int64)
+        for rows, outputs in self._passes(self.encode(texts), None):
+            found[list(rows)] = outputs["exit_layer"]
+        return found
+
+    def _passes(self, encodings: list[Encoding], budget: int | None) -> Iterator[tuple[Sequence[int], Arrays]]:
+        """Numbers of the texts of each batch, and the outputs for them."""
+        for rows in token_batches([len(one.ids) for one in encodings], budget or self.tokens_per_batch):
+            yield rows, self.forward(self.pad([encodings[row] for row in rows]))
 
     def encode(self, texts: Sequence[Text]) -> list[Encoding]:
         """The tokens of each text with the model's special tokens, cut at max_length, not padded.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from lissom.anatomy import is_bare, positions, sentence_of
+from lissom.edits import exits_of
 from lissom.errors import LissomError
 from lissom.runtime.runner import Arrays, Runner, embed, usable_length
 
@@ -51,6 +52,7 @@ class TorchRunner(Runner):
         sentence = sentence_of(model) if is_bare(model) else None
         if sentence is not None and sentence.max_length is not None:
             limit = min(limit or sentence.max_length, sentence.max_length)
+        exits = exits_of(model)
         asked = set(inspect.signature(model.forward).parameters)
         given = {"input_ids", "attention_mask"} if tokenizer is None else set(tokenizer.model_input_names)
         # The embedding skips, and the classifier of a decoder looks for, the *model's* pad token, so it goes first.
@@ -65,6 +67,7 @@ class TorchRunner(Runner):
             files=() if folder is None else tuple(sorted(folder.glob("*.safetensors"))),
             truncation_side="right" if tokenizer is None else tokenizer.truncation_side,
             sentence=sentence,
+            exits=() if exits is None or exits.rule is None else (*exits.layers, exits.depth),
         )
 
     def forward(self, batch: Arrays) -> Arrays:
@@ -88,6 +91,8 @@ class TorchRunner(Runner):
         if not found:
             hidden = outputs["last_hidden_state"].float().cpu().numpy()
             return {"embeddings": embed(hidden, batch["attention_mask"], sentence_of(self.model))}
+        if "exit_layer" in outputs:
+            found["exit_layer"] = outputs["exit_layer"].float().cpu().numpy()
         return found
 
 
