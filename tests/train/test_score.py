@@ -4,6 +4,7 @@ import torch
 from sklearn.metrics import f1_score
 
 from lissom.data import Task
+from lissom.edits import AddExits, Editor
 from lissom.train.score import _SCORES, Validation, as_shown
 from tests import tiny
 from tests.train.tiny_rows import rows
@@ -67,3 +68,19 @@ def test_a_batch_without_labelled_tokens_does_not_count():
 def test_a_score_that_is_minus_a_loss_is_told_as_the_loss(kind, metric, told):
     assert as_shown(Task(kind=kind, metric=metric), -3.5) == told
     assert as_shown(Task(kind=kind, metric=metric), None) == (told[0], None)
+
+
+def test_exits_are_scored_by_the_mean_over_all_of_them():
+    """Class 1 by the first exit, class 0 by the second, the model's own answer by the last layer."""
+    model, data = tiny.model("bert", "AutoModelForSequenceClassification"), rows(count=70).to_list()
+    labels = [one["labels"] for one in data]
+    last = Validation(rows=data, metric="accuracy")(model)
+    Editor(model).apply(AddExits(layers=(1, 2), head="linear"))
+    with torch.no_grad():
+        for head, bias in zip(model.exits.heads, ([0.0, 1.0, 0.0], [1.0, 0.0, 0.0]), strict=True):
+            head.classifier.weight.zero_()
+            head.classifier.bias.copy_(torch.tensor(bias))
+    shares = labels.count(1) / 70, labels.count(0) / 70
+    found = Validation(rows=data, metric="accuracy", exits=True)(model)
+    assert found == pytest.approx((sum(shares) + last) / 3)
+    assert not model.exits.collecting

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 
 from lissom.data.batches import Row, pad
 from lissom.data.encode import IGNORED
+from lissom.edits import exits_of
 
 if TYPE_CHECKING:
     import datasets
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from lissom.data import Task
+    from lissom.nn.exits import Exits
 
 _ROWS = 64  # a forward
 
@@ -36,30 +38,52 @@ class Validation:
     metric: accuracy, f1, mcc, pearson or spearman; for others, and for span and next-token tasks, the score is minus
         the loss of the model's class. f1 is that of class 1; for tags the micro-average over all tags but "O".
     outside: the number of the tag "O".
+    exits: whether all exits of the model are scored, and the score is the mean of theirs and the last layer's.
     """
 
     rows: Sequence[Row]
     metric: str
     pad_id: int = 0
     outside: int | None = None
+    exits: bool = False
 
     @classmethod
-    def of(cls, task: Task, rows: datasets.Dataset, pad_id: int) -> Validation:
+    def of(cls, task: Task, rows: datasets.Dataset, pad_id: int, *, exits: bool = False) -> Validation:
         """The judge of a task on its encoded validation rows."""
         outside = task.labels.index("O") if "O" in task.labels else None
-        return cls(rows=rows.to_list(), metric=task.metric, pad_id=pad_id, outside=outside)
+        return cls(rows=rows.to_list(), metric=task.metric, pad_id=pad_id, outside=outside, exits=exits)
 
     def __call__(self, model: PreTrainedModel) -> float:
         """The score of `model`, which is left in eval mode."""
         model.eval()  # type: ignore[no-untyped-call]
         if self.metric not in _SCORES or "labels" not in self.rows[0]:
             return -self._loss(model)
+        if self.exits:
+            return self._mean_of_exits(model)
         answers, labels = [], []
         for batch, logits in self._answers(model):
             kept = batch["labels"] != IGNORED
             answers.append(logits[kept] if logits.dim() == 3 else logits)
             labels.append(batch["labels"][kept])
         return scored(self.metric, torch.cat(answers), torch.cat(labels), self.outside)
+
+    def _mean_of_exits(self, model: PreTrainedModel) -> float:
+        """The mean of the scores of all exits and the last layer, each asked about all rows."""
+        exits = cast("Exits", exits_of(model))
+        answers, labels = [], []
+        exits.collecting = True
+        try:
+            for batch in self._batches():
+                inputs = {name: one.to(model.device) for name, one in batch.items() if name != "labels"}
+                with torch.no_grad():
+                    said = model(**inputs)
+                    found = [exits.answer(number, state) for number, state in enumerate(said["exit_states"])]
+                answers.append(torch.stack([*found, said["logits"]]).float().cpu())
+                labels.append(batch["labels"])
+        finally:
+            exits.collecting = False
+        every, wanted = torch.cat(answers, 1), torch.cat(labels)
+        return float(np.mean([scored(self.metric, one, wanted) for one in every]))
 
     def _answers(self, model: PreTrainedModel) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
         for batch in self._batches():

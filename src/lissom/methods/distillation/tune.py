@@ -25,6 +25,7 @@ from lissom.methods.options import build
 from lissom.train import cache
 from lissom.train.during import DURING, During
 from lissom.train.objectives import OBJECTIVES, Objective
+from lissom.train.objectives.exits import ExitAnswers
 from lissom.train.run import train
 from lissom.train.score import Validation, as_shown
 
@@ -201,7 +202,8 @@ class Tune(Method):
             rows = encode(given.data.split("validation"), tokenizer, task, given.max_length)
             if task.kind == "masked_language_modelling":
                 rows = hidden_rows(rows, tokenizer, given.seed)
-            validate = Validation.of(task, rows, pad_id)
+            exits = any(isinstance(one, ExitAnswers) for one in self._objectives(given).values())
+            validate = Validation.of(task, rows, pad_id, exits=exits)
         done = train(
             editor.model,
             encode(self._train(editor, given), tokenizer, task, given.max_length),

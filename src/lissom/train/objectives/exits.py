@@ -42,6 +42,7 @@ class ExitAnswers(Objective):
 
     name: ClassVar[str] = "exits"
     teacher: ClassVar[bool] = False
+    answers: ClassVar[bool] = True
     source: ClassVar[str] = (
         "BranchyNet (2016), eq. 3; PABEE (2020), eq. 7; DeeBERT (2020), section 3; FastBERT (2020), section 3.3; "
         "BERxiT (2021), section 4; RomeBERT (2021)"
