@@ -84,6 +84,10 @@ def test_exits_come_once_and_after_layers_are_dropped() -> None:
         (SetExits(rule="guess", points=POINTS, use="few"), "there is no rule 'guess' of exits"),
         (SetExits(rule="entropy", points={"one": (1.0,)}, use="one"), "point 'one' is not 2 finite thresholds"),
         (SetExits(rule="entropy", points={"one": (1.0, float("nan"))}, use="one"), "point 'one' is not 2 finite"),
+        (
+            SetExits(rule="vote", constant=1e308, points={"one": (1.0, 1.0)}, use="one"),
+            "constant 1e+308 is not 0 to 100",
+        ),
         (SetExits(rule="entropy", points=POINTS, use="none"), "there is no point 'none'"),
     ],
 )

@@ -203,3 +203,10 @@ def test_texts_leave_under_autocast() -> None:
     model, inputs = made(), batch(made(), 4, 7, 0)
     with torch.autocast("cpu", torch.bfloat16):
         assert ask(model, inputs, EVERYBODY)["exit_layer"].tolist() == [1] * 4
+
+
+def test_nobody_leaves_where_the_config_asks_for_states() -> None:
+    model = copy.deepcopy(made())
+    model.config.output_hidden_states = True
+    shown = ask(model, batch(model, 4, 7, 0), EVERYBODY)
+    assert [len(one) for one in shown["hidden_states"]] == [4] * 6

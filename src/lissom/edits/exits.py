@@ -19,6 +19,7 @@ from lissom.nn.exit_rules import RULES
 from lissom.nn.exits import Exits
 
 EXITS = "exits"  # the child of the model that holds them
+LARGEST = 100.0  # constant of a rule, which may be an exponent
 
 
 def exits_of(model: nn.Module) -> Exits | None:
@@ -124,8 +125,11 @@ class SetExits(Edit):
             raise LissomError(EDIT_MISFIT, cause, place="SetExits")
         count = len(exits.layers)
         bad = next((name for name, one in self.points.items() if len(one) != count or not _finite(one)), None)
-        if bad is not None or self.use not in self.points or not _finite((self.constant or 0.0,)):
+        constant = self.constant or 0.0
+        if bad is not None or self.use not in self.points or not 0 <= constant <= LARGEST:
             cause = f"point {bad[:40]!r} is not {count} finite thresholds" if bad is not None else ""
+            if not 0 <= constant <= LARGEST:
+                cause = f"constant {constant:g} is not 0 to {LARGEST:g}"
             raise LissomError(EDIT_MISFIT, cause or f"there is no point {self.use[:40]!r}", place="SetExits")
         if cause := rule_misfit(model, self.rule):
             raise LissomError(EDIT_MISFIT, cause, place="SetExits")

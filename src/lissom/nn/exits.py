@@ -164,7 +164,9 @@ class Exits(nn.Module):
         _CALL.acquire()
         thresholds = kwargs.pop("exit_thresholds", None)
         collect = model.training or self.collecting or kwargs.get("labels") is not None
-        looked_at = collect or any(kwargs.get(name) for name in ("output_hidden_states", "output_attentions"))
+        config = getattr(model, "config", None)
+        shown = ("output_hidden_states", "output_attentions")
+        looked_at = collect or any(kwargs.get(name, getattr(config, name, False)) for name in shown)
         exporting = torch.compiler.is_exporting()
         leaving = not looked_at and (exporting or torch.is_inference_mode_enabled())
         mask = kwargs["attention_mask"] if "attention_mask" in kwargs else (args[1] if len(args) > 1 else None)

@@ -58,6 +58,7 @@ class SetExits(Method):
         float | None,
         Field(
             ge=0,
+            le=100,
             description="of patience: how near two numbers are that agree; of patience_confidence: how sure an exit is "
             "that counts; of vote: power of the exits so far",
         ),
