@@ -24,7 +24,7 @@ from tests.train.tiny_rows import rows
 
 CLASSIFIER = "AutoModelForSequenceClassification"
 TASK = {"task": OBJECTIVES["task"]()}
-SOME_TASKS = {"mixup", "mlm", "sequence", "on_policy"}
+SOME_TASKS = {"mixup", "mlm", "sequence", "on_policy", "exits"}
 """Objectives that only some kinds of model can learn; each has tests of its own."""
 ALL = {name: kind() for name, kind in OBJECTIVES.items() if name not in SOME_TASKS}
 
