@@ -186,8 +186,8 @@ def cut_encoders() -> str:
         lines.append([place, name, _interval(said["accuracy"]), _kept(said), *counted])
     about = (
         f"`weights`, `fisher` and `inputs` are `svd: {{ratio: 0.5}}` by plain weights, by Fisher information and by "
-        f"the inputs, none of them trained afterwards; `drone` and `shared-two` are the recipes, healed. Measured in "
-        f"torch with `benchmarks/structure/rank.sh` and `sharing.sh`. Rows in "
+        f"the inputs, none of them trained afterwards; `drone` and `shared-two` are the recipes, healed, "
+        f"`-phrases` on more texts. Measured in torch with `benchmarks/structure/rank.sh` and `sharing.sh`. Rows in "
         f"[results/{CUT_ENCODERS.name}](../results/{CUT_ENCODERS.name})."
     )
     header = ["data", "model", "accuracy", "kept", "million parameters", "MFLOP"]
