@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from lissom.edits import exits_of
 from lissom.errors import LissomError
+from lissom.nn.exit_rules import EVERYBODY, NOBODY
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,6 +40,23 @@ class ExitTable:
     def answers(self, left: Tensor) -> Tensor:
         """(texts, classes): the logits with which texts are answered. left: from `leave`."""
         return self.logits[left, torch.arange(len(left))]
+
+    def agreeing(self, share: float) -> float:
+        """One threshold for all exits, by which a new text gets the class of the last layer with probability `share`.
+
+        Split conformal: of n texts, the highest score of an exit with another class than the last layer's, minus
+        infinity for a text without one; of these the ceil((n + 1) · share)-th smallest, above which texts leave. NOBODY
+        where n is smaller than that. It holds for texts from the same source as these, if these served for no choice
+        before, on average over which texts these are.
+        Source: Schuster et al. 2021 (CAT), section 4, with one score for both its versions of it.
+        """
+        other = self.logits[:-1].argmax(-1) != self.logits[-1].argmax(-1)
+        worst = self.scores.masked_fill(~other, -math.inf).amax(0).sort().values
+        rank = math.ceil((len(worst) + 1) * share)
+        if rank > len(worst):
+            return NOBODY
+        limit = worst[rank - 1]
+        return EVERYBODY if limit == -math.inf else float(torch.nextafter(limit, torch.tensor(math.inf)))
 
     def mean_layers(self, left: Tensor) -> float:
         """Executed layers a text."""

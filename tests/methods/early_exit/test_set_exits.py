@@ -10,8 +10,8 @@ from lissom.edits import AddExits, Editor, exits_of
 from lissom.errors import LissomError
 from lissom.methods import METHODS
 from lissom.methods.base import Given
-from lissom.methods.early_exit.set_exits import SetExits, _lowest
-from lissom.nn.exit_rules import NOBODY
+from lissom.methods.early_exit.set_exits import SetExits, _agreeing, _lowest
+from lissom.nn.exit_rules import EVERYBODY, NOBODY
 from lissom.stats.exits import ExitTable
 from tests import tiny
 
@@ -41,11 +41,59 @@ def test_the_lowest_threshold_before_the_first_that_misses() -> None:
     assert (missed["threshold"], missed["met"]) == (9, False)
 
 
+def test_the_threshold_that_guarantees_agreement_by_hand() -> None:
+    """Four texts, one exit: it is wrong about two, with scores 0.6 and 0.9. One of five places is above the highest."""
+    exit_, last = torch.tensor([[0.0, 1], [1, 0], [0, 1], [1, 0]]), torch.tensor([[0.0, 1], [1, 0], [1, 0], [0, 1]])
+    found = ExitTable(logits=torch.stack([exit_, last]), scores=torch.tensor([[0.5, 0.95, 0.6, 0.9]]), layers=(1, 2))
+    assert found.agreeing(0.4) == EVERYBODY  # the second of (none, none, 0.6, 0.9)
+    assert found.agreeing(0.6) == pytest.approx(0.6)
+    assert found.leave(torch.tensor([found.agreeing(0.6)])).tolist() == [1, 0, 1, 0]  # above it, not at it
+    assert found.leave(torch.tensor([found.agreeing(0.8)])).tolist() == [1, 0, 1, 1]
+    assert found.agreeing(0.81) == NOBODY  # the fifth of four
+    assert _agreeing(found, 0.8) == {
+        "threshold": found.agreeing(0.8),
+        "kept": 1.0,
+        "layers": 1.75,
+        "wish": 0.8,
+        "met": True,
+    }
+
+
+def test_agreement_holds_for_new_texts() -> None:
+    """Over many draws: 19 texts to choose by, one to judge by; what holds is a share of at least 0.9."""
+    generator = torch.Generator().manual_seed(0)
+    agree = 0
+    for _ in range(2000):
+        scores = torch.rand((2, 20), generator=generator)
+        classes = (torch.rand((2, 20), generator=generator) > scores).long()  # wrong more often where it is less sure
+        answers = torch.nn.functional.one_hot(torch.cat([classes, torch.zeros_like(classes[:1])]), 2).float()
+        seen = ExitTable(logits=answers[:, :19], scores=scores[:, :19], layers=(1, 2, 3))
+        new = ExitTable(logits=answers[:, 19:], scores=scores[:, 19:], layers=(1, 2, 3))
+        left = new.leave(torch.full((2,), seen.agreeing(0.9)))
+        agree += int(new.answers(left).argmax(-1) == 0)
+    assert 0.885 < agree / 2000 < 0.95  # 0.9 with a standard error of 0.007, and no more than it costs
+
+
+def test_agreement_reads_no_labels() -> None:
+    model = tiny.model("bert", CLASSIFIER)
+    editor = Editor(model)
+    editor.apply(AddExits(layers=(1, 2)))
+    step = SetExits(by="agreement", keep={"half": 0.5, "all": 0.999}, use="half")
+    step.check(editor.anatomy(), given(labels=False))
+    did = step.apply(editor, given(labels=False))["points"]
+    assert did["all"]["threshold"] == NOBODY
+    assert did["half"]["threshold"] < NOBODY
+    assert did["half"]["kept"] >= 0.5
+    with pytest.raises(LissomError, match="LSM-715 by: by agreement compares classes") as caught:
+        step.check(Editor(tiny.model("bert", CLASSIFIER, num_labels=1)).anatomy(), given())
+    assert caught.value.remedy == "Use by: quality."
+
+
 def given(*, labels: bool = True) -> Given:
     rows = tiny.labelled_texts(32)
     rows = rows if labels else {"text": rows["text"]}
     model = tiny.model("bert", CLASSIFIER)
-    data = load_data({"train": rows, "validation": rows})
+    data = load_data({"train": rows, "validation": rows}, model_labels=None if labels else ("a", "b", "c"))
     return Given(data=data, tokenizer=tiny.tokenizer(), teacher=model, max_length=32)
 
 

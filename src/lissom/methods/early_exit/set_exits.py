@@ -5,9 +5,13 @@ nobody leaves, as long as the score of what is then answered keeps the wished sh
 before the first that does not is taken. Without labels, the share of texts that are answered as the last layer does.
 Thresholds between which no text changes its exit are one.
 
+By agreement no quality is judged and no label read: a wish is the probability with which a text gets the class of the
+last layer, and holds for new texts too; see `lissom.stats.exits.ExitTable.agreeing`. It asks for validation texts that
+chose nothing before: not the epoch of a `tune` of several epochs either.
+
 Sources of the rules: see `lissom.nn.exit_rules`. Choosing on validation data, and stopping at the first failure:
 Teerapittayanon et al. 2016 (BranchyNet), section 3.3; Schuster et al. 2022 (CALM), section 4.2, but without its
-statistical test.
+statistical test. Agreement: Schuster et al. 2021 (CAT), section 4.
 """
 
 from __future__ import annotations
@@ -67,6 +71,13 @@ class SetExits(Method):
         dict[str, _Share],
         Field(description="names of operating points, and the share of the teacher's quality that each keeps"),
     ] = dataclasses.field(default_factory=lambda: {"accurate": 0.995, "balanced": 0.99, "fast": 0.97})
+    by: Annotated[
+        Literal["quality", "agreement"],
+        Field(
+            description="what `keep` asks for: quality on the validation texts; or the probability of the last layer's "
+            "class, which is guaranteed for new texts too"
+        ),
+    ] = "quality"
     use: Annotated[str, Field(description="the point that holds where nobody asks for another")] = "balanced"
     threshold: Annotated[
         float | None, Field(description="one for all exits, instead of `keep`; the point is called fixed")
@@ -78,6 +89,9 @@ class SetExits(Method):
         edits.exit_stack(anatomy)
         if self.threshold is not None:
             return
+        if self.by == "agreement" and cast("Any", anatomy.model.config).num_labels == 1:
+            cause = "by agreement compares classes, and the model gives a number"
+            raise LissomError(715, cause, place="by", remedy="Use by: quality.")
         if self.use not in self.keep:
             raise LissomError(315, f"use names {self.use!r}, and keep has {', '.join(self.keep)}", place="use")
         if given.data is None or given.tokenizer is None or "validation" not in given.data.splits:
@@ -122,6 +136,8 @@ class SetExits(Method):
         """For each wish the threshold, and the quality and layers that it leaves."""
         batches, labels = _validation(editor, given)
         table = exit_table(editor.model, batches)
+        if self.by == "agreement":
+            return {name: _agreeing(table, wish) for name, wish in self.keep.items()}
         metric = "" if given.data is None else given.data.task.metric
         reference = 1.0
         if labels is not None:  # without a teacher: what the last layer answers
@@ -142,6 +158,17 @@ class SetExits(Method):
         if len(scores) > _STEPS and not RULES[self.rule].whole:
             scores = scores[torch.linspace(0, len(scores) - 1, _STEPS).round().long()]
         return [NOBODY, *scores.flip(0).tolist()]
+
+
+def _agreeing(table: ExitTable, wish: float) -> dict[str, Any]:
+    """The threshold that guarantees the wish, and what it does on the texts of `table`."""
+    threshold = table.agreeing(wish)
+    if threshold == NOBODY:
+        count = len(table.scores[0])
+        _log.warning("%d validation texts cannot guarantee that %s of texts agree: nobody leaves there", count, wish)
+    left = table.leave(torch.full((len(table.scores),), threshold))
+    kept = _alike(table.answers(left), table)
+    return {"threshold": threshold, "kept": kept, "layers": table.mean_layers(left), "wish": wish, "met": kept >= wish}
 
 
 def _lowest(tried: list[dict[str, Any]], wish: float) -> dict[str, Any]:
