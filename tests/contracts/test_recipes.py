@@ -54,7 +54,7 @@ from tests import tiny
 READY = [entry["id"] for entry in catalogue() if entry["status"] == "ready"]
 GENERATE = {"sequence-kd", "gkd", "imitkd", "minillm", "distillm", "kivi", "lowrank-output"}
 """For models that go on with a text."""
-EXITS = {"branchynet", "shallow-deep", "dee-bert", "fastbert", "pabee", "pcee-bert", "berxit", "cat"}
+EXITS = {"branchynet", "shallow-deep", "dee-bert", "fastbert", "pabee", "pcee-bert", "berxit", "cat", "voting-exits"}
 ENCODERS_ONLY = {"safe-embedding", "mixkd", "i-bert", *EXITS}
 DECODERS_ONLY = {"slicegpt"}
 """For models with norms before all that reads the hidden states."""
