@@ -110,13 +110,6 @@ def test_what_it_cannot_do_it_says():
         PruneBranches().check(editor.anatomy(), texts())
 
 
-def test_one_block_for_all_layers_is_refused():
-    model = tiny.model("albert", HEAD)
-    with pytest.raises(LissomError, match="layers share") as error:
-        PruneBranches(ratio=0.25).check(Editor(model).anatomy(), texts())
-    assert error.value.code == "LSM-715"
-
-
 def test_texts_that_leave_early_do_not_hide_what_later_layers_add():
     editor = Editor(tiny.model("bert", HEAD))
     anatomy, given = editor.anatomy(), texts()

@@ -95,10 +95,6 @@ class PruneBranches(Method):
         if given.data is None or given.tokenizer is None:
             raise LissomError(317, "needs texts to look at", remedy="Give --data.")
         refuse_packed(anatomy, "this step makes layers zero, and a packed one holds no such numbers")
-        for stack in anatomy.stacks:
-            if len(stack.order) > len(stack.blocks):
-                cause = f"{len(stack.order)} layers share {len(stack.blocks)} sets of weights, and would lose more"
-                raise LissomError(715, cause, place=stack.path, remedy="Remove branches before layers are shared.")
         seen: set[int] = set()
         for branch in branches(anatomy):
             one = id(stored_maps(branch.writer)[-1].module.weight)
