@@ -117,3 +117,11 @@ def test_texts_that_leave_early_do_not_hide_what_later_layers_add():
     editor.apply(AddExits(layers=(1,)))
     editor.apply(SetExits(rule="confidence", points={"all": (EVERYBODY,)}, use="all"))
     assert branch_norms(editor.model, editor.anatomy().stacks, given.calibration(editor.model, 12)) == plain
+
+
+def test_a_block_that_repeats_counts_as_often_as_it_is_executed():
+    """Its attention is half of all that is executed: too much for a quarter, and what is asked for is not exceeded."""
+    editor = Editor(tiny.model("albert", HEAD))
+    assert [one.uses for one in branches(editor.anatomy())] == [3, 3]
+    assert PruneBranches(ratio=0.25).apply(editor, texts()) == {"removed": []}
+    assert len(PruneBranches(ratio=0.5).apply(editor, texts())["removed"]) == 1

@@ -13,6 +13,7 @@ only the bias of what wrote into the hidden states can become a constant again.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal, cast
 
@@ -33,6 +34,7 @@ class Branch:
     """One mapping F of a block that computes x + F(x).
 
     reader, writer: what F is 0 without, the values or up, and o or down.  units: its key/value heads or neurons.
+    uses: how many executed layers have it; more than one where a block repeats (ALBERT).
     """
 
     stack: str
@@ -40,6 +42,7 @@ class Branch:
     reader: Slot
     writer: Slot
     units: int
+    uses: int
 
     @property
     def empty(self) -> bool:
@@ -51,12 +54,13 @@ def branches(anatomy: Anatomy) -> Iterator[Branch]:
     """All that can go, in a fixed order: not attention layers that have to keep the same heads (T5, MPNet)."""
     for stack in anatomy.stacks:
         for block in stack.blocks:
+            uses = stack.order.count(block.index)
             for one in (block.attention, block.cross):
                 if one is not None and not one.tied:
                     kind: Literal["attention", "cross"] = "attention" if one is block.attention else "cross"
-                    yield Branch(stack=stack.name, kind=kind, reader=one.v, writer=one.o, units=one.kv_heads)
+                    yield Branch(stack=stack.name, kind=kind, reader=one.v, writer=one.o, units=one.kv_heads, uses=uses)
             ffn = block.ffn
-            yield Branch(stack=stack.name, kind="ffn", reader=ffn.up, writer=ffn.down, units=ffn.width)
+            yield Branch(stack=stack.name, kind="ffn", reader=ffn.up, writer=ffn.down, units=ffn.width, uses=uses)
 
 
 def _zero(slot: Slot) -> None:
@@ -104,13 +108,14 @@ class PruneBranches(Method):
             seen.add(one)
 
     def apply(self, editor: Editor, given: Given) -> dict[str, Any]:
-        """Choose on the model as it is, then cut."""
+        """Choose on the model as it is, then cut: no more executed layers than `ratio` says, rounded."""
         anatomy = editor.anatomy()
         found = list(branches(anatomy))
         norms = branch_norms(editor.model, anatomy.stacks, given.calibration(editor.model, self.samples))
         ranked = sorted((one for one in found if not one.empty), key=lambda one: norms[one.writer.path])
-        count = int(self.ratio * len(found) + 0.5) - (len(found) - len(ranked))  # those that were removed before
-        gone = ranked[: max(0, min(count, len(ranked) - 1))]
+        count = int(self.ratio * sum(one.uses for one in found) + 0.5) - sum(one.uses for one in found if one.empty)
+        together = itertools.accumulate(one.uses for one in ranked[:-1])  # the last one stays
+        gone = [one for one, uses in zip(ranked, together, strict=False) if uses <= count]
         with torch.no_grad():
             for branch in gone:
                 _zero(branch.reader)
