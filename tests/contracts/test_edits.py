@@ -157,13 +157,15 @@ def factorize_table(anatomy: Anatomy) -> list[Filled]:
 
 
 def tensor_train(anatomy: Anatomy) -> list[Filled]:
-    """Every plain table, of 5 · 5 · 4 rows or more, in halves and quarters."""
+    """Every plain table that is larger than its cores, in halves and quarters."""
     made: list[Filled] = []
     for path in anatomy.embeddings:
         table = anatomy.model.get_submodule(path)
         if type(table) is torch.nn.Embedding and table.embedding_dim % 8 == 0:
             sizes = (5, 5, -(-table.num_embeddings // 25)), (2, 2, table.embedding_dim // 4)
             cores = decompose(table.weight, *sizes, (3, 2))
+            if sum(core.numel() for core in cores) > table.weight.numel():
+                continue
             tensors = {f"{path}.{name}": core for name, core in zip(("first", "middle", "last"), cores, strict=True)}
             made.append((TensorTrain(path=path, rows=sizes[0], columns=sizes[1], ranks=(3, 2)), tensors))
     return made

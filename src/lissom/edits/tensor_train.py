@@ -18,7 +18,8 @@ class TensorTrain(Edit):
     """Put a `TensorTrainEmbedding` in the place of an embedding table that nothing shares.
 
     path: the table.  rows, columns: sizes of the three cores; rows multiply to at least those of the table, columns to
-        its width.  ranks: what the cores sum over. They come as tensors `PATH.first`, `PATH.middle` and `PATH.last`.
+        its width.  ranks: what the cores sum over. The cores hold at most as many numbers as the table.
+    They come as tensors `PATH.first`, `PATH.middle` and `PATH.last`.
     """
 
     path: str
@@ -30,8 +31,10 @@ class TensorTrain(Edit):
         """Replace the table; the cores are not filled in yet."""
         table = table_at(model, self.path)
         fits = math.prod(self.columns) == table.embedding_dim and math.prod(self.rows) >= table.num_embeddings
-        if not fits or min(*self.rows, *self.columns, *self.ranks) < 1:
-            cause = f"cores of {self.rows} rows and {self.columns} columns for a table of {table.num_embeddings} x "
+        numbers = sum(map(math.prod, zip(self.rows, self.columns, (1, *self.ranks), (*self.ranks, 1), strict=True)))
+        if not fits or min(*self.rows, *self.columns, *self.ranks) < 1 or numbers > table.weight.numel():
+            sizes = f"{self.rows} rows, {self.columns} columns and ranks {self.ranks}"
+            cause = f"cores of {sizes} for a table of {table.num_embeddings} x "
             raise LissomError(EDIT_MISFIT, f"{cause}{table.embedding_dim}", place=self.path)
         weight = table.weight
         made = TensorTrainEmbedding(

@@ -115,3 +115,5 @@ def test_what_stays(caplog: pytest.LogCaptureFixture):
     path = "embeddings.word_embeddings"
     with pytest.raises(LissomError, match=rf"LSM-451 {path}: .*for a table of 99 x 32"):
         small.apply(TensorTrain(path=path, rows=(2, 2, 2), columns=(2, 4, 4), ranks=(1, 1)))
+    with pytest.raises(LissomError, match=rf"LSM-451 {path}: .*ranks \(1099511627776, 1\) for a table of 99 x 32"):
+        small.apply(TensorTrain(path=path, rows=(5, 5, 4), columns=(2, 4, 4), ranks=(2**40, 1)))
