@@ -18,7 +18,7 @@ from lissom.errors import LissomError
 from lissom.files import inside, read_json
 from lissom.measure import Row, measure
 from lissom.measure.loyalty import UNCOMPARED
-from lissom.measure.size import SPARSE, in_memory, sparsity
+from lissom.measure.size import SPARSE, in_memory, sparsity, stored
 from lissom.methods import Given
 from lissom.methods.base import Trial
 from lissom.recipe import Recipe, StepRecord
@@ -211,15 +211,15 @@ def compress(
 def _wider(base: str, original: PreTrainedModel, made: PreTrainedModel) -> tuple[str, ...]:
     """What to know where the original takes 16 bits a number on disk, or as an object, and the result 32."""
     folder = _folder(base)
-    stored = str(original.dtype) if folder is None else _dtype(folder)
-    stored = stored.removeprefix("torch.")
-    if stored not in ("float16", "bfloat16") or str(made.dtype) != "torch.float32":
+    kept = str(original.dtype) if folder is None else _dtype(folder)
+    kept = kept.removeprefix("torch.")
+    if kept not in ("float16", "bfloat16") or str(made.dtype) != "torch.float32":
         return ()
-    before, after = (in_memory(one).value or 0.0 for one in (in_float32(original), made))
+    before = sum(one.numel() * (4 if one.is_floating_point() else one.element_size()) for one in stored(original)) / 1e6
     return (
-        f"The original is stored in {stored}, and what of the result is not packed in float32, which takes twice the "
-        f"bytes. With both in float32: {before:,.1f} MB before, {after:,.1f} MB after. A step half at the end of the "
-        "recipe stores 16 bits again.",
+        f"The original is stored in {kept}, and what of the result is not packed in float32, which takes twice the "
+        f"bytes. With both in float32: {before:,.1f} MB before, {in_memory(made).value or 0.0:,.1f} MB after. A step "
+        "half at the end of the recipe stores 16 bits again.",
     )
 
 
