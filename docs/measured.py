@@ -30,11 +30,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def distilled() -> str:
     """The table of results/distil.jsonl: every student beside its teacher, best first."""
-    from lissom.bench.rows import read_rows
-
-    if not DISTILLED.exists():
-        return "Nothing is measured yet.\n"
-    rows = read_rows([DISTILLED])
+    rows = _rows(DISTILLED)
     teacher, students = rows[0], sorted(rows[1:], key=lambda row: -_reading(row, "accuracy")["value"])
     lines = [_student(row) for row in (teacher, *students)]
     place, data = teacher["machine"], teacher["data"]
@@ -44,17 +40,15 @@ def distilled() -> str:
         "[results/distil.jsonl](../results/distil.jsonl)."
     )
     header = ["student", "accuracy", "kept", "same label", "probability loyalty", "MB", "layers' zeros"]
-    return f"{table(header, lines)}\n{textwrap.fill(about, 118, break_long_words=False)}\n"
+    return _shown(header, lines, about)
 
 
 def seeds() -> str:
     """The table of results/distil-seeds.jsonl: accuracy by seed, with and without a teacher, from both starts."""
     from statistics import mean
 
-    from lissom.bench.rows import read_rows
-
     found: dict[str, list[dict[str, Any]]] = {}
-    for row in read_rows([SEEDS])[1:]:
+    for row in _rows(SEEDS)[1:]:
         found.setdefault(row["subject"].rpartition("-seed-")[0], []).append(row)
     lines = []
     for name, rows in found.items():
@@ -62,16 +56,12 @@ def seeds() -> str:
         each = ", ".join(f"{one:.3f}" for one in accuracies)
         lines.append([f"`{name}`", each, f"{mean(accuracies):.3f}", f"{mean(loyalties):.3f}"])
     source = f"Measured with `benchmarks/distil/seeds.sh`; rows in [results/{SEEDS.name}](../results/{SEEDS.name})."
-    return f"{table(['student', 'accuracy of three seeds', 'mean', 'mean probability loyalty'], lines)}\n{source}\n"
+    return _shown(["student", "accuracy of three seeds", "mean", "mean probability loyalty"], lines, source)
 
 
 def decoder() -> str:
     """The table of results/quantize-decoder.jsonl: a decoder in few bits by every method, beside the original."""
-    from lissom.bench.rows import read_rows
-
-    if not DECODER.exists():
-        return "Nothing is measured yet.\n"
-    rows = read_rows([DECODER])
+    rows = _rows(DECODER)
     start = next(row for row in rows if row["subject"] == REFERENCE)
     first, lines = _reading(start, "perplexity")["value"], []
     for row in rows:
@@ -87,13 +77,11 @@ def decoder() -> str:
         f"are surer than they say. Rows in [results/{DECODER.name}](../results/{DECODER.name})."
     )
     header = ["bits", "method", "perplexity", "against the original", "MB"]
-    return f"{table(header, lines)}\n{_wrapped(about)}\n"
+    return _shown(header, lines, about)
 
 
 def encoders() -> str:
     """The table of results/quantize-encoder.jsonl: texts a second of each engine and form, by how batches are made."""
-    if not ENCODERS.exists():
-        return "Nothing is measured yet.\n"
     rows = [json.loads(line) for line in ENCODERS.read_text(encoding="utf-8").splitlines()]
     kinds = list(dict.fromkeys(row["batches"] for row in rows))
     parts = []
@@ -123,11 +111,7 @@ def encoders() -> str:
 
 def sentences() -> str:
     """The table of results/quantize-sentences.jsonl: a sentence encoder in int8 by several ways, beside float32."""
-    from lissom.bench.rows import read_rows
-
-    if not SENTENCES.exists():
-        return "Nothing is measured yet.\n"
-    rows = read_rows([SENTENCES])
+    rows = _rows(SENTENCES)
     lines = []
     for row in rows:
         said = {one["name"]: one["value"] for one in row["readings"]}
@@ -141,16 +125,12 @@ def sentences() -> str:
         f"file, measuring and proof included. Rows in [results/{SENTENCES.name}](../results/{SENTENCES.name})."
     )
     header = ["form", "cosine", "Spearman", "MB", "texts a second", "seconds to make"]
-    return f"{table(header, lines)}\n{_wrapped(about)}\n"
+    return _shown(header, lines, about)
 
 
 def units() -> str:
     """The table of results/structure-units.jsonl: encoders with fewer heads and neurons in ONNX Runtime."""
-    from lissom.bench.rows import read_rows
-
-    if not UNITS.exists():
-        return "Nothing is measured yet.\n"
-    rows, lines = read_rows([UNITS]), []
+    rows, lines = _rows(UNITS), []
     for row in rows:
         said = {one["name"]: one for one in row["readings"]}
         share = said["flops"]["value"] / _reading(_original(rows, row), "flops")["value"]
@@ -168,16 +148,12 @@ def units() -> str:
         f"`prune_units: {{flops: 0.7}}`. Rows in [results/{UNITS.name}](../results/{UNITS.name})."
     )
     header = ["data", "model", "accuracy", "kept", "operations", "texts a second", "as fast as the original"]
-    return f"{table(header, lines)}\n{_wrapped(about)}\n"
+    return _shown(header, lines, about)
 
 
 def cut_encoders() -> str:
     """The table of results/structure-encoder.jsonl: encoders with thin maps or shared layers, beside their teachers."""
-    from lissom.bench.rows import read_rows
-
-    if not CUT_ENCODERS.exists():
-        return "Nothing is measured yet.\n"
-    rows, lines = read_rows([CUT_ENCODERS]), []
+    rows, lines = _rows(CUT_ENCODERS), []
     for row in rows:
         said = {one["name"]: one for one in row["readings"]}
         name = row["subject"] if row["subject"] == "teacher" else f"`{row['subject'].removesuffix('-uniform')}`"
@@ -191,18 +167,15 @@ def cut_encoders() -> str:
         f"[results/{CUT_ENCODERS.name}](../results/{CUT_ENCODERS.name})."
     )
     header = ["data", "model", "accuracy", "kept", "million parameters", "MFLOP"]
-    return f"{table(header, lines)}\n{_wrapped(about)}\n"
+    return _shown(header, lines, about)
 
 
 def cut_decoder() -> str:
     """The table of results/structure-decoder.jsonl: a decoder cut in several ways without training."""
     from lissom.bench.format import interval as between
     from lissom.bench.format import number, times
-    from lissom.bench.rows import read_rows
 
-    if not CUT_DECODER.exists():
-        return "Nothing is measured yet.\n"
-    rows, lines = read_rows([CUT_DECODER]), []
+    rows, lines = _rows(CUT_DECODER), []
     for row in rows:
         if row["subject"] == REFERENCE and lines:
             continue  # every script measures it again
@@ -222,7 +195,7 @@ def cut_decoder() -> str:
         f"itself. Rows in [results/{CUT_DECODER.name}](../results/{CUT_DECODER.name})."
     )
     header = ["model", "perplexity", "against the original", "million parameters", "MB"]
-    return f"{table(header, lines)}\n{_wrapped(about)}\n"
+    return _shown(header, lines, about)
 
 
 def _original(rows: Sequence[dict[str, Any]], row: dict[str, Any]) -> dict[str, Any]:
@@ -237,6 +210,17 @@ def _interval(reading: dict[str, Any]) -> str:
 
 def _kept(said: dict[str, dict[str, Any]]) -> str:
     return f"{said['keep']['value']:.3f}"
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    from lissom.bench.rows import read_rows
+
+    return read_rows([path])
+
+
+def _shown(header: Sequence[str], lines: Iterable[Sequence[str]], about: str) -> str:
+    """A table and what is to be known of it."""
+    return f"{table(header, lines)}\n{_wrapped(about)}\n"
 
 
 def _wrapped(text: str) -> str:
